@@ -1,0 +1,53 @@
+# mlflow-stack, the template. 'make' alone prints the targets.
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-stop test test-all golden lock lint clean
+
+PYTHON ?= python3
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --upgrade
+STACK_LOCKS := $(wildcard template/mlflow/requirements/*.txt)
+
+help: ## print this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/copier.stamp ## render the default answers into build/demo, start that stack without Docker, and log a run to it
+	@$(VENV)/bin/python scripts/demo.py start
+
+demo-stop: ## stop what 'make demo' started
+	@$(PYTHON) scripts/demo.py stop
+
+test: $(VENV)/tests.stamp ## run the tests; those that need a Docker engine skip where none answers
+	$(VENV)/bin/pytest $(ARGS)
+
+test-all: test ## run every test there is; today these are the same
+
+golden: $(VENV)/tests.stamp ## write tests/golden anew, after a change that is meant to change what is rendered
+	$(VENV)/bin/pytest tests/test_golden.py --golden-update
+
+lint: $(VENV)/tests.stamp ## check the files of this repository
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+	$(VENV)/bin/yamllint --strict copier.yml extensions/questions extensions/data
+
+lock: $(VENV)/copier.stamp ## raise every locked Python package: of the rendered stack, then of the tests
+	cd template/mlflow/requirements && $(COMPILE) base.in -o base.txt && $(COMPILE) build.in -o build.txt
+	cd template/mlflow/requirements && for set in auth azure basic gcs postgres s3; do $(COMPILE) -c base.txt $$set.in -o $$set.txt || exit 1; done
+	$(COMPILE) requirements.in -o requirements.txt
+	$(COMPILE) tests/requirements.in -o tests/requirements.txt
+
+clean: demo-stop ## remove what the targets above have made
+	rm -rf build $(VENV)
+
+$(VENV)/copier.stamp: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or later is needed, and this is $$($(PYTHON) -V)" >&2; exit 1; }
+	@echo "making $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || { echo "error: $(PYTHON) cannot make a virtual environment: install its venv package (Debian: python3-venv)" >&2; exit 1; }
+	@$(VENV)/bin/pip install --quiet --require-hashes -r requirements.txt
+	@touch $@
+
+$(VENV)/tests.stamp: $(VENV)/copier.stamp tests/requirements.txt $(STACK_LOCKS)
+	@echo "installing the test tools and the MLflow client"
+	@VIRTUAL_ENV=$(VENV) uv pip install --quiet --require-hashes -r tests/requirements.txt $(addprefix -r ,$(STACK_LOCKS))
+	@touch $@

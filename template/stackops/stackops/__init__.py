@@ -1,0 +1,1 @@
+"""Starts, checks and looks after the MLflow server of this stack."""

@@ -1,0 +1,67 @@
+"""MLflow's own users and permissions (its basic-auth app)."""
+
+from collections.abc import Callable, Mapping
+
+from stackops import schema, settings
+from stackops.errors import StackError, one_line
+
+ADMIN = "admin"
+CONFIG = "basic_auth.ini"
+MINIMUM = 12
+
+TEMPLATE = """\
+[mlflow]
+database_uri = {uri}
+admin_username = {admin}
+authorization_function = mlflow.server.auth:authenticate_request_basic_auth
+# A user sees only what somebody gave to them.
+default_permission = NO_PERMISSIONS
+# Checking a password costs 0.3 s of CPU; a checked one is remembered for a minute (20 times more requests).
+auth_cache_ttl_seconds = 60
+"""
+
+
+def files(env: Mapping[str, str]) -> dict[str, str]:
+    """Return the app's configuration. A `%` is doubled: configparser would take it for a reference."""
+    uri = settings.backend(env).accounts_uri(env).replace("%", "%%")
+    return {CONFIG: TEMPLATE.format(uri=uri, admin=ADMIN)}
+
+
+def environment(env: Mapping[str, str], secrets: settings.Secrets) -> dict[str, str]:
+    """Return the variables of the app. Raises StackError if a secret is missing or the password too short."""
+    password = secrets.need("admin_password")
+    if len(password) < MINIMUM:
+        raise StackError(f"the secret admin_password is too short; use at least {MINIMUM} characters")
+    return {
+        "MLFLOW_AUTH_CONFIG_PATH": str(settings.runtime_dir(env) / CONFIG),
+        "MLFLOW_AUTH_ADMIN_USERNAME": ADMIN,
+        "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.need("flask_secret_key"),
+    }
+
+
+def prepare(env: Mapping[str, str], say: Callable[[str], None]) -> None:
+    """Bring the users' tables up to date, create the admin, and make the admin's password the secret's.
+
+    The caller holds the lock and has put `environment` into this process's environment. The secret is the
+    truth: MLflow itself ignores a changed MLFLOW_AUTH_ADMIN_PASSWORD once the user exists. Raises StackError.
+    """
+    uri = settings.backend(env).accounts_uri(env)
+    state = schema.look(uri, schema.migrations("server", "auth", "db", "migrations"), "alembic_version_auth")
+    if not state.known:
+        schema.decide(state, "users'")
+
+    from mlflow.exceptions import MlflowException
+    from mlflow.server import auth
+
+    name, password = env["MLFLOW_AUTH_ADMIN_USERNAME"], env["MLFLOW_AUTH_ADMIN_PASSWORD"]
+    try:
+        auth.bootstrap_admin_user()
+        if not auth.store.authenticate_user(name, password, use_primary=True):
+            auth.store.update_user(name, password=password)
+            say(f"users: the password of {name} is now the secret's")
+    except MlflowException as error:
+        raise StackError(f"MLflow's users cannot be set up: {one_line(error)}") from None
+    if state.revision != state.newest:
+        say(f"users: tables now {state.newest}")
+    say(f"users: {name} exists")

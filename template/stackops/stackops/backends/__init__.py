@@ -1,0 +1,17 @@
+"""Where the server keeps runs, metrics and models. STACK_BACKEND names the module that is used.
+
+Every module offers the same functions:
+
+`uri(env)` and `accounts_uri(env)`
+    SQLAlchemy URIs of the tracking data and of the user accounts. They hold no password.
+`files(env, secrets)`
+    Private files that the server needs, name -> text; they go into the runtime folder.
+`max_workers(env, engines)`
+    The most server processes this database can carry.
+`environment(env, workers, engines)`
+    Environment variables for the server.
+`wait(env, seconds)`
+    Returns when the database lets us in and may be used; raises StackError otherwise.
+`exclusive(env)`
+    Context manager: only one process at a time changes the schema.
+"""

@@ -1,0 +1,69 @@
+"""SQLite: one file, one server process by default."""
+
+import fcntl
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from stackops.errors import StackError, one_line
+from stackops.settings import Secrets, data_dir
+
+
+def database(env: Mapping[str, str]) -> Path:
+    """Return the database file."""
+    return data_dir(env) / "mlflow.db"
+
+
+def uri(env: Mapping[str, str]) -> str:
+    """Return the tracking database's URI."""
+    return f"sqlite:///{database(env)}"
+
+
+def accounts_uri(env: Mapping[str, str]) -> str:
+    """Return the URI of the database of users: a file of its own."""
+    return f"sqlite:///{data_dir(env) / 'auth.db'}"
+
+
+def files(env: Mapping[str, str], secrets: Secrets) -> dict[str, str]:
+    """Nothing is needed."""
+    return {}
+
+
+def max_workers(env: Mapping[str, str], engines: int) -> int:
+    """One writer at a time: more processes would only wait for each other."""
+    return 1
+
+
+def environment(env: Mapping[str, str], workers: int, engines: int) -> dict[str, str]:
+    """Nothing is needed."""
+    return {}
+
+
+def wait(env: Mapping[str, str], seconds: float) -> None:
+    """Open (or create) the file and switch it to write-ahead logging: readers then work beside a writer.
+
+    The mode is a property of the file and stays. Raises StackError if the file cannot be used.
+    """
+    path = database(env)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(path, timeout=max(1.0, seconds))) as connection:
+            (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+            connection.execute("BEGIN IMMEDIATE")
+            connection.rollback()
+    except (OSError, sqlite3.Error) as error:
+        raise StackError(
+            f"the database file {path} cannot be used: {one_line(error)}; check that the folder belongs to "
+            "the user that runs the stack, that the disk is not full, and that the file is an SQLite database"
+        ) from None
+    if mode != "wal":
+        raise StackError(f"{path.parent} cannot hold an SQLite database in WAL mode; use a local disk")
+
+
+@contextmanager
+def exclusive(env: Mapping[str, str]) -> Iterator[None]:
+    """Hold a lock file while the schema changes; others wait."""
+    with open(data_dir(env) / ".prepare.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,84 @@
+"""Creates the stack's own bucket if it is missing, with the store's admin key. Safe to run again."""
+
+import argparse
+import configparser
+import os
+import time
+
+from stackops import settings
+from stackops.errors import StackError
+
+HELP = "create the artifact bucket if it is missing (admin key)"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's options."""
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=60,
+        metavar="SECONDS",
+        help="how long to wait for the store (default: 60)",
+    )
+
+
+def admin_key(text: str) -> dict[str, str]:
+    """Return boto3's arguments from a shared-credentials file's text. Raises StackError if it has no key."""
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read_string(text)
+        section = parser["default"]
+        return {name: section[name] for name in ("aws_access_key_id", "aws_secret_access_key")}
+    except (configparser.Error, KeyError):
+        raise StackError("the secret object_store_admin holds no key; run make init") from None
+
+
+def run(args: argparse.Namespace) -> None:
+    """Wait for the store, then create the bucket. Raises StackError with the cause."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    from stackops.stores import s3
+
+    env = settings.present(os.environ)
+    name, _ = s3.location(env)
+    where = f"bucket {name} at {settings.need(env, 'MLFLOW_S3_ENDPOINT_URL')}"
+    client = s3.client(
+        {k: v for k, v in env.items() if k != "AWS_SHARED_CREDENTIALS_FILE"},
+        **admin_key(settings.secrets(env).need("object_store_admin")),
+    )
+    until = time.monotonic() + args.wait
+    while True:
+        try:
+            print(f"{where}: {'created' if create(client, name) else 'exists'}", flush=True)
+            return
+        except ClientError as error:
+            if (
+                error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) < 500
+                or time.monotonic() >= until
+            ):
+                raise s3.explain(error, where) from None
+        except BotoCoreError as error:
+            if time.monotonic() >= until:
+                raise s3.explain(error, where) from None
+        time.sleep(1)
+
+
+def create(client, name: str) -> bool:
+    """Create the bucket; return whether it was missing."""
+    from botocore.exceptions import ClientError
+
+    try:
+        client.head_bucket(Bucket=name)
+        return False
+    except ClientError as error:
+        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") != 404:
+            raise
+    region = client.meta.region_name
+    extra = (
+        {} if region in (None, "us-east-1") else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+    )
+    try:
+        client.create_bucket(Bucket=name, **extra)
+        return True
+    except (client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
+        return False

@@ -1,0 +1,88 @@
+"""Asks a running server whether it can work: through its API to the database and to the artifact store.
+
+MLflow's /health answers 200 while the database is down. Silent and exit code 0 if all is well; otherwise
+one line that names the part.
+"""
+
+import argparse
+import base64
+import json
+import os
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+
+from stackops import settings
+from stackops.errors import StackError, one_line
+
+HELP = "is the server ready: API, database, artifact store (the health check)"
+TRY = 8.0
+PARTS = (
+    ("database", "/api/2.0/mlflow/experiments/search?max_results=1"),
+    ("artifact store", "/api/2.0/mlflow-artifacts/artifacts?path=.stackops-probe/ready"),
+)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's options."""
+    parser.add_argument(
+        "--wait", type=float, default=0, metavar="SECONDS", help="keep asking for that long (default: once)"
+    )
+    parser.add_argument("--url", default=None, help="the server (default: http://127.0.0.1:$MLFLOW_PORT)")
+
+
+def request(url: str, password: str) -> urllib.request.Request:
+    """Return the GET request, signed in as admin if there is a password."""
+    made = urllib.request.Request(url)
+    if password:
+        token = base64.b64encode(f"admin:{password}".encode()).decode()
+        made.add_header("Authorization", f"Basic {token}")
+    return made
+
+
+def ask(part: str, made: urllib.request.Request, seconds: float) -> None:
+    """Send one request. Raises StackError that names the part unless the answer is 200."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(made, timeout=max(0.1, seconds)) as answer:
+            answer.read()
+    except urllib.error.HTTPError as error:
+        raise StackError(f"not ready: {part}: HTTP {error.code}{_detail(error)}") from None
+    except (TimeoutError, urllib.error.URLError, OSError) as error:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, TimeoutError):
+            raise StackError(f"not ready: {part}: no answer in time") from None
+        raise StackError(f"not ready: the server does not answer ({one_line(reason, 120)})") from None
+
+
+def _detail(error: urllib.error.HTTPError) -> str:
+    try:
+        message = json.loads(error.read(20_000)).get("message", "")
+    except (ValueError, AttributeError, OSError):
+        return ""
+    return f" ({one_line(message, 160)})" if message else ""
+
+
+def check(base: str, password: str, seconds: float) -> None:
+    """Ask both parts within `seconds`. Raises StackError for the first that is not ready."""
+    until = time.monotonic() + seconds
+    for part, path in PARTS:
+        ask(part, request(base.rstrip("/") + path, password), until - time.monotonic())
+
+
+def run(args: argparse.Namespace) -> None:
+    """Ask once, or until it is ready or the time is over."""
+    env = settings.present(os.environ)
+    url = args.url or f"http://127.0.0.1:{settings.port(env)}"
+    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+        raise StackError(f"{url!r} is not an http or https address")
+    password = settings.secrets(env).need("admin_password") if env.get("STACK_AUTH") == "mlflow" else ""
+    until = time.monotonic() + args.wait
+    while True:
+        try:
+            return check(url, password, TRY)
+        except StackError:
+            if time.monotonic() + 1 > until:
+                raise
+            time.sleep(1)
