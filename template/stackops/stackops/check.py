@@ -218,7 +218,7 @@ def _model():
     from mlflow.pyfunc import PythonModel
 
     class Doubler(PythonModel):
-        def predict(self, context, model_input, params=None):
+        def predict(self, context, model_input: list[int], params=None) -> list[int]:
             return [2 * value for value in model_input]
 
     return Doubler()

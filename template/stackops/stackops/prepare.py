@@ -5,7 +5,9 @@ upgrades the tables. Safe to run again, and safe to run several times at once.
 """
 
 import argparse
+import logging
 import secrets as tokens
+import warnings
 from collections.abc import Callable
 
 from stackops import schema, settings
@@ -33,6 +35,8 @@ def say(text: str) -> None:
 def run(args: argparse.Namespace) -> None:
     """Do the three steps; raises StackError at the first that fails."""
     env = settings.adopt()
+    warnings.simplefilter("ignore")
+    logging.disable(logging.INFO)
     prepare(env, args.wait, say)
 
 

@@ -129,6 +129,12 @@ def remedy(message: str) -> str | None:
     return None
 
 
+def gist(message: str) -> str:
+    """Return what went wrong from libpq's `message`: one line for every address it tried, then hints."""
+    lines = message.strip().splitlines() or ["no message"]
+    return one_line(lines[0].rpartition(" failed: ")[2].removeprefix("FATAL:"))
+
+
 def connect(env: Mapping[str, str]):
     """Return a new psycopg2 connection."""
     import psycopg2
@@ -160,8 +166,7 @@ def wait(env: Mapping[str, str], seconds: float) -> None:
                 schema, allowed = cursor.fetchone()
             break
         except psycopg2.OperationalError as error:
-            # libpq reports every address it tried ("connection to server at ... failed: ..."); one is enough
-            message = one_line(error).rpartition(" failed: ")[2].removeprefix("FATAL: ").strip()
+            message = gist(str(error))
             if advice := remedy(one_line(error, 2000)):
                 raise StackError(f"{where} refuses the connection: {message}; {advice}") from None
             if time.monotonic() >= until:

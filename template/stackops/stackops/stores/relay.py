@@ -14,6 +14,8 @@ from mlflow.entities import FileInfo
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
+from stackops import settings
+
 PREFIX = "relay:"
 
 
@@ -44,6 +46,8 @@ class RelayArtifactRepository(ArtifactRepository):
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         super().__init__(artifact_uri, tracking_uri, registry_uri)
+        if settle := getattr(settings.store(os.environ), "settle", None):
+            settle()
         self._store = get_artifact_repository(
             wrapped(artifact_uri, os.environ.get("ARTIFACT_URI", "")), tracking_uri, registry_uri
         )

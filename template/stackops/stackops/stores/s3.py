@@ -16,8 +16,8 @@ TIMEOUTS = {"connect_timeout": 4, "read_timeout": 8, "retries": {"total_max_atte
 CAUSES = {
     "NoSuchBucket": "there is no such bucket; create it, or correct the bucket's name in .env",
     "404": "there is no such bucket; create it, or correct the bucket's name in .env",
-    "AccessDenied": "access is denied; the bucket must exist, and the key needs to list it and to read, write "
-    "and delete objects in it",
+    "AccessDenied": "access is denied; the bucket must exist, and the key needs to list it and to read, "
+    "write and delete objects in it",
     "403": "access is denied; the key needs to list the bucket and to read, write and delete objects in it",
     "InvalidAccessKeyId": "the access key is unknown there; check the secret with the S3 credentials",
     "SignatureDoesNotMatch": "the secret key is wrong; check the secret with the S3 credentials",

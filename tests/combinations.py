@@ -1,0 +1,103 @@
+"""Which combinations of answers exist, and which are refused.
+
+The choices are read from copier.yml's question files, so a new choice is tested at once: it is either rendered
+and checked like every other, or the refusals below have to be taught why it cannot be.
+"""
+
+import itertools
+import zlib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Two questions without choices that change what is rendered: their values here.
+PREFIXES = ("", "/mlflow")
+DOMAINS = ("localhost", "mlflow.example.com")
+
+# Every pair that is refused, with the sentence that must be shown.
+REFUSED: tuple[tuple[dict[str, str], str], ...] = (
+    (
+        {"artifact_store": "local", "artifact_access": "direct"},
+        "artifact_access=direct cannot work with artifact_store=local, because clients cannot reach the server's disk; "
+        "choose proxied, or an object store.",
+    ),
+    (
+        {"reverse_proxy": "none", "auth": "basic"},
+        "auth=basic needs a reverse proxy, because the proxy asks for the password; "
+        "choose reverse_proxy=nginx, or auth=mlflow.",
+    ),
+    (
+        {"reverse_proxy": "none", "url_prefix": "/mlflow"},
+        "url_prefix needs a reverse proxy, because the proxy strips the prefix; "
+        "choose reverse_proxy=nginx, or leave url_prefix empty.",
+    ),
+)
+
+Answers = dict[str, Any]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with copier.yml's `!include`, which gives back the path."""
+
+
+_Loader.add_constructor("!include", lambda loader, node: Path(loader.construct_scalar(node)))
+
+
+def settings() -> dict[str, Any]:
+    """Return the settings of copier.yml (its first document)."""
+    return next(iter(_documents(ROOT / "copier.yml")))
+
+
+def questions() -> dict[str, dict[str, Any]]:
+    """Return every question in the order in which it is asked, with the hidden ones at their place."""
+    found: dict[str, dict[str, Any]] = {}
+    for document in _documents(ROOT / "copier.yml"):
+        parts = _documents(ROOT / document) if isinstance(document, Path) else [document]
+        for part in parts:
+            found |= {name: body for name, body in part.items() if not name.startswith("_")}
+    return found
+
+
+def choices(question: str) -> list[str]:
+    """Return the values that a question offers, in order."""
+    offered = questions()[question]["choices"].values()
+    return [choice["value"] if isinstance(choice, dict) else choice for choice in offered]
+
+
+def refusal(answers: Answers) -> str | None:
+    """Return the sentence with which these answers are refused, or None if they are fine."""
+    for pair, sentence in REFUSED:
+        if all(answers.get(name) == value for name, value in pair.items()):
+            return sentence
+    return None
+
+
+def name_of(answers: Answers) -> str:
+    """Return a short readable name, e.g. 'postgres-seaweedfs-proxied-nginx-basic-prefix'."""
+    parts = [answers[name] for name in ("backend", "artifact_store", "artifact_access", "reverse_proxy", "auth")]
+    return "-".join([*parts, "prefix"] if answers["url_prefix"] else parts)
+
+
+def every_product() -> list[Answers]:
+    """Return the product of all choices, also of those that are refused."""
+    names = ("backend", "artifact_store", "artifact_access", "reverse_proxy", "auth")
+    found = []
+    for values in itertools.product(*(choices(name) for name in names), PREFIXES):
+        answers: Answers = {"project_name": "demo-stack", **dict(zip((*names, "url_prefix"), values, strict=True))}
+        # Either domain, decided by the name, so that it is the same in every run and tied to no other answer.
+        answers["domain"] = DOMAINS[zlib.crc32(name_of(answers).encode()) % len(DOMAINS)]
+        found.append(answers)
+    return found
+
+
+def valid() -> list[Answers]:
+    """Return every combination that renders."""
+    return [answers for answers in every_product() if refusal(answers) is None]
+
+
+def _documents(path: Path) -> list[Any]:
+    """Return the YAML documents of one file."""
+    return list(yaml.load_all(path.read_text(encoding="utf-8"), _Loader))

@@ -1,0 +1,84 @@
+"""Fixtures that the render tests share, and the options and hooks of the whole suite."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from combinations import Answers, valid
+from needs import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401 # hooks
+from pytest_copie.plugin import Result
+from rendering import Tree, copy_template, read_tree, render, render_all
+
+RENDERED = pytest.StashKey[str]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--golden-update`."""
+    parser.addoption("--golden-update", action="store_true", help="write tests/golden anew instead of comparing")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many combinations were rendered."""
+    if line := terminalreporter.config.stash.get(RENDERED, None):
+        terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep git's and Copier's settings and caches of the person who runs the tests out of them."""
+    home = tmp_path_factory.mktemp("settings")
+    (home / "gitconfig").write_text(
+        "[user]\n\tname = Test\n\temail = test@example.com\n[init]\n\tdefaultBranch = main\n"
+        "[commit]\n\tgpgSign = false\n[tag]\n\tgpgSign = false\n[protocol \"file\"]\n\tallow = always\n"
+    )
+    (home / "copier.yml").write_text("{}\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GIT_CONFIG_GLOBAL", str(home / "gitconfig"))
+        patch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+        patch.setenv("COPIER_SETTINGS_PATH", str(home / "copier.yml"))
+        patch.setenv("COPIER_CACHE_DIR", str(home / "cache"))
+        yield
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plain copy of the template as it is in the working tree: no history, no clone for each rendering."""
+    return copy_template(tmp_path_factory.mktemp("template"))
+
+
+@pytest.fixture(scope="session")
+def trees(template: Path, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> list[Tree]:
+    """Every valid combination, each rendered once for the whole run."""
+    started, base = time.monotonic(), tmp_path_factory.getbasetemp() / "trees"
+    jobs = [(base / f"{number:03}" / "demo-stack", answers) for number, answers in enumerate(valid())]
+    render_all(template, jobs)
+    found = [read_tree(root, answers) for root, answers in jobs]
+    seconds = time.monotonic() - started
+    pytestconfig.stash[RENDERED] = f"{len(found)} combinations rendered in {seconds:.0f} s"
+    return found
+
+
+@pytest.fixture
+def copy(copie: object, template: Path) -> Callable[..., Path]:
+    """pytest-copie's copy with the given answers: the project's folder, or the exception, which it would hide."""
+
+    def run(**answers: object) -> Path:
+        result: Result = copie.copy(extra_answers=answers, template_dir=template)  # type: ignore[attr-defined]
+        if result.exception is not None:
+            raise result.exception
+        assert result.exit_code == 0 and result.project_dir is not None
+        return result.project_dir
+
+    return run
+
+
+@pytest.fixture
+def make_tree(template: Path, tmp_path: Path) -> Callable[[Answers], Tree]:
+    """Render the given answers, the rest by default, into a folder of the test's own."""
+
+    def run(answers: Answers) -> Tree:
+        root = tmp_path / f"tree{len(list(tmp_path.glob('tree*')))}" / "demo-stack"
+        return read_tree(render(template, root, answers), answers)
+
+    return run
