@@ -14,7 +14,7 @@ from pathlib import Path
 import copier
 import pytest
 
-from tests.needs import docker_engine
+from needs import engine
 
 ROOT = Path(__file__).resolve().parents[2]
 PREFIX = "mlflow-stack-test"  # every container, volume and network that this file makes starts so
@@ -70,7 +70,7 @@ def leftovers(project: str, *kinds: str) -> list[str]:
 @pytest.fixture(scope="module", params=STACKS, ids=str)
 def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Render one stack, start it as its owner would, and remove every trace of it afterwards."""
-    docker_engine()
+    engine()
     name = f"{PREFIX}-{request.param}"
     folder = tmp_path_factory.mktemp(request.param) / name
     answers = {"project_name": name, "http_port": free_port(), **STACKS[request.param]}
