@@ -116,7 +116,7 @@ FOREIGN = {
     "scripts/": re.compile(r"\{\{(\.[A-Za-z.]+|range [A-Za-z.]+|println \.[A-Za-z]+|end)\}\}"),
     "pgloader/": re.compile(r"\{\{[A-Z_]+\}\}"),
 }
-TEMPLATE_CODE = re.compile(r"\{\{|\}\}|\{%|%\}|\{#|#\}")
+TEMPLATE_CODE = re.compile(r"\{\{|\{%|%\}|\{#")  # '}}' alone ends nested variables of shell and Compose
 
 
 def leftover_template_code(tree: Tree) -> list[str]:
@@ -224,13 +224,13 @@ WORDS: dict[str, tuple[Callable[[Answers], bool], str]] = {
     "SeaweedFS": (lambda a: a["artifact_store"] == "seaweedfs", r"seaweed|\bweed\b"),
     "our own object store": (lambda a: a["artifact_store"] in SELF_HOSTED, r"object[-_]store|STORE_(IMAGE|MEMORY)"),
     "S3": (lambda a: a["artifact_store"] in S3_STORES, r"(\b|_)s3(\b|_)|\bboto|\baws|arn:"),
-    "Azure": (lambda a: a["artifact_store"] == "azure", r"azure|wasbs|\bblob"),
+    "Azure": (lambda a: a["artifact_store"] == "azure", r"azure|wasbs|blob\.core|blob storage"),
     "Google": (lambda a: a["artifact_store"] == "gcs", r"(\b|_)gcs(\b|_)|\bgs:|google"),
     "direct access": (lambda a: a["artifact_access"] == "direct", r"client_s3_credentials|STORE_PORT"),
     "nginx": (lambda a: a["reverse_proxy"] == "nginx", r"nginx|htpasswd"),
     "a prefix": (lambda a: bool(a["url_prefix"]), r"X-Forwarded-Prefix|strips the prefix"),
     "the proxy's login": (lambda a: a["auth"] == "basic", r"htpasswd|auth_basic_user|libpass"),
-    "MLflow's login": (lambda a: a["auth"] == "mlflow", r"flask[_-](secret|wtf)|accounts\.py|permissions"),
+    "MLflow's login": (lambda a: a["auth"] == "mlflow", r"flask[_-](secret|wtf)|accounts\.py|users and permissions"),
     "a login": (lambda a: a["auth"] != "none", r"admin_password"),
     "make local": (lambda a: (a["backend"], a["artifact_store"]) == ("sqlite", "local"), r"make local|local-check"),
 }
@@ -243,9 +243,10 @@ ALLOWED: tuple[tuple[str, str, re.Pattern[str]], ...] = (
     ("sqlite", "README.md", re.compile(r"(?ms)^## Rows from a SQLite file$.*?(?=^## )")),
     ("sqlite", "compose.yaml", re.compile(r"(?m)^  # Loads the rows of a SQLite file.*\n  pgloader:$")),
     ("sqlite", ".gitignore", re.compile(r"(?m)^# The (SQLite )?file that pgloader reads$")),
-    # stackops asks for the login's password in its core, whichever of the two logins there is.
+    # stackops reads the login's password in its core, for whichever of the two logins there is.
     ("a login", "stackops/", re.compile(r"(?s).*")),
-    # Switching NGINX's login off for the health check is one line for every login.
+    # One module speaks to both kinds of PostgreSQL.
+    ("a managed PostgreSQL", "stackops/stackops/backends/postgres.py", re.compile(r"(?s).*")),
 )
 
 
@@ -390,7 +391,7 @@ def settings(tree: Tree) -> list[str]:
         value, active = shown[name]
         if len(defaults) > 1:
             found.append(f"compose.yaml: {name} has several defaults: {sorted(defaults)}")
-        elif defaults and not active and {value} != defaults and name not in COMPUTED:
+        elif defaults and not active and {value} != defaults:
             found.append(f".env.example: {name}={value}, and the default in compose.yaml is {defaults.pop()}")
         if required != active:
             found.append(f".env.example: {name} is {'' if required else 'not '}required, so 'make init' must "
@@ -399,10 +400,6 @@ def settings(tree: Tree) -> list[str]:
         if not re.search(rf"\b{name}\b", scripts):
             found.append(f".env.example: {name} is used nowhere")
     return found
-
-
-# Their default is made of another setting (the port), which .env.example shows with its own default.
-COMPUTED: set[str] = set()
 
 
 # --- README.md, Makefile and links ------------------------------------------------------------------------------

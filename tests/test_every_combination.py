@@ -1,20 +1,26 @@
 """Every valid combination of answers, checked by what holds for all of them and by the real tools."""
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import compose_model
 import invariants
+import linters
+import needs
+import nginx_config
 import pytest
 from rendering import Tree
 
 
 def assert_none(faults: Iterable[tuple[Tree, str]]) -> None:
     """Fail with every distinct fault once, with how many combinations have it and the name of one."""
-    seen: dict[str, list[str]] = defaultdict(list)
+    seen: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for tree, fault in faults:
-        seen[fault].append(tree.name)
-    lines = [f"{fault}  [{len(names)} x, e.g. {names[0]}]" for fault, names in seen.items()]
+        seen[re.sub(r":\d+:", ":", fault)].append((tree.name, fault))  # whichever line it is in
+    lines = [f"{hits[0][1]}  [{len(hits)} x, e.g. {hits[0][0]}]" for hits in seen.values()]
     assert not lines, "\n" + "\n".join(lines[:60])
 
 
@@ -37,3 +43,48 @@ def test_plain_files_are_copied_byte_for_byte(trees: list[Tree], template: Path)
         for name, text in tree.files.items()
         if plain.get(name, text) != text
     )
+
+
+@pytest.fixture(scope="module")
+def models(trees: list[Tree], tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Tree, compose_model.Model]]:
+    """Each stack as Compose understands it. Compose's own complaints end the test here."""
+    needs.compose()
+    folders = [tmp_path_factory.mktemp("env") for _ in trees]
+    with ThreadPoolExecutor(2) as pool:
+        return list(zip(trees, pool.map(compose_model.parse, trees, folders), strict=True))
+
+
+def test_compose_reads_it_and_the_model_is_safe(models: list[tuple[Tree, compose_model.Model]]) -> None:
+    """Every container is locked in, every image pinned, every secret a file, every port where it belongs."""
+    assert_none((tree, fault) for tree, model in models for fault in compose_model.model_faults(model, tree.answers))
+
+
+def test_nginx_accepts_its_configuration(models: list[tuple[Tree, compose_model.Model]], tmp_path: Path) -> None:
+    """`nginx -t`, after the image's own entrypoint has filled in the settings."""
+    needs.engine()
+    assert_none(nginx_config.nginx_faults(models, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "lint",
+    [
+        linters.yamllint_faults,
+        linters.hadolint_faults,
+        linters.shellcheck_faults,
+        linters.shfmt_faults,
+        linters.ruff_faults,
+        linters.workflow_faults,
+        linters.hook_faults,
+        linters.make_faults,
+        linters.python_compiles,
+    ],
+    ids=lambda lint: lint.__name__,
+)
+def test_tool(lint: Callable[[list[Tree]], list[tuple[Tree, str]]], trees: list[Tree]) -> None:
+    """See linters.py."""
+    assert_none(lint(trees))
+
+
+def test_the_hooks_of_a_new_stack_pass(trees: list[Tree], tmp_path: Path) -> None:
+    """`pre-commit run --all-files` would change nothing and complain about nothing."""
+    assert_none(linters.precommit_faults(trees, tmp_path))

@@ -21,7 +21,7 @@ from stackops import settings
 from stackops.errors import StackError, one_line
 
 HELP = "log, read back and delete a run, an artifact and a model, as a user does"
-LIMIT = 120
+LIMIT, CLEAN_UP_LIMIT = 100, 15
 SIZE = 1 << 20
 TEXT_NAME = "größe 1.txt"
 QUIET = {
@@ -129,7 +129,7 @@ def smoke_test(name: str, keep: bool, say: Callable[[str], None]) -> str:
         try:
             url = _write_and_read(client, name, Path(folder), steps)
         except BaseException:
-            signal.alarm(30)
+            signal.setitimer(signal.ITIMER_REAL, CLEAN_UP_LIMIT, 1)  # then cut every further call short
             with contextlib.suppress(Exception):
                 steps.undo.close()
             raise
@@ -150,8 +150,11 @@ def _write_and_read(client, name: str, folder: Path, steps: Steps) -> str:
         get_artifact_repository(uri).delete_artifacts()
 
     with steps.step("experiment"):
-        experiment = client.create_experiment(name)
-        steps.undo.callback(client.delete_experiment, experiment)
+        if found := client.get_experiment_by_name(name):
+            experiment = found.experiment_id
+        else:
+            experiment = client.create_experiment(name)
+            steps.undo.callback(client.delete_experiment, experiment)
         run = client.create_run(experiment, run_name=name)
         run_id = run.info.run_id
         steps.undo.callback(client.delete_run, run_id)
@@ -201,13 +204,14 @@ def _write_and_read(client, name: str, folder: Path, steps: Steps) -> str:
         logged = client.get_logged_model(info.model_id)
         steps.undo.callback(client.delete_logged_model, info.model_id)
         steps.undo.callback(discard, logged.artifact_location)
-        client.create_registered_model(name)
-        steps.undo.callback(client.delete_registered_model, name)
-        version = client.create_model_version(name, info.model_uri, run_id, model_id=info.model_id)
-        same(str(version.version), "1", "the model's version")
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name)
+            steps.undo.callback(client.delete_registered_model, name)
+        version = client.create_model_version(name, info.model_uri, run_id, model_id=info.model_id).version
+        steps.undo.callback(client.delete_model_version, name, version)
 
     with steps.step("model: load and call"):
-        model = mlflow.pyfunc.load_model(f"models:/{name}/1")
+        model = mlflow.pyfunc.load_model(f"models:/{name}/{version}")
         same(list(model.predict([1, 2, 3])), [2, 4, 6], "the model's answer")
 
     client.set_terminated(run_id)

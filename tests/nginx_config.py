@@ -1,0 +1,54 @@
+"""nginx's own opinion of the rendered configuration: `nginx -t` in the image that the stack pins."""
+
+import json
+import shutil
+import subprocess
+import uuid
+from pathlib import Path
+
+from compose_model import Model
+from rendering import Tree
+
+# Each configuration goes to the place where Compose mounts it, the image's own entrypoint fills in the settings,
+# and the result is tested, twice if there is a setting to change. One container for all of them.
+SCRIPT = """
+for case in /cases/*; do
+  rm -rf /etc/nginx/conf.d /etc/nginx/templates /etc/nginx/local.d
+  mkdir /etc/nginx/conf.d
+  cp -r "$case"/nginx/. /etc/nginx/
+  env - PATH="$PATH" $(cat "$case/environment") /docker-entrypoint.sh nginx -t >/tmp/said 2>&1
+  if [ $? -ne 0 ] || grep -q -E '\\[(warn|emerg|alert|crit|error)\\]' /tmp/said; then
+    grep -E 'nginx: |error' /tmp/said | sed "s|^|${case##*/} |"
+  fi
+  [ -n "$(ls /etc/nginx/conf.d)" ] || echo "${case##*/} the entrypoint wrote no site"
+done
+echo tested
+"""
+
+
+def nginx_faults(models: list[tuple[Tree, Model]], scratch: Path) -> list[tuple[Tree, str]]:
+    """Return what nginx says about every distinct configuration, with the environment that Compose gives it."""
+    cases: dict[str, Tree] = {}
+    image = ""
+    for tree, model in models:
+        if "nginx" not in model["services"]:
+            continue
+        service = model["services"]["nginx"]
+        image = service["image"]
+        texts = {name: text for name, text in tree.files.items() if name.startswith("nginx/")}
+        environment = {key: value for key, value in service["environment"].items() if key.startswith("NGINX_")}
+        cases.setdefault(json.dumps([texts, environment], sort_keys=True), tree)
+    for number, (case, tree) in enumerate(cases.items()):
+        folder = scratch / f"{number:03}"
+        shutil.copytree(tree.root / "nginx", folder / "nginx")
+        environment = json.loads(case)[1]
+        (folder / "environment").write_text(" ".join(f"{key}={value}" for key, value in environment.items()))
+    assert cases, "no stack has nginx"
+    command = ["docker", "run", "--rm", f"--name=mlflow-stack-test-nginx-{uuid.uuid4().hex[:8]}", "--network=none"]
+    command += ["--add-host=mlflow:127.0.0.1", "--add-host=object-store:127.0.0.1", f"--volume={scratch}:/cases:ro"]
+    command += ["--entrypoint=sh", image, "-c", SCRIPT]
+    done = subprocess.run(command, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and lines and lines.pop() == "tested", done.stdout + done.stderr
+    trees = list(cases.values())
+    return [(trees[int(line[:3])], line[4:]) for line in lines]

@@ -1,0 +1,289 @@
+"""The command line and the commands' decisions."""
+
+import http.server
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from conftest import PROJECT
+from stackops import check, cli, ready, schema, serve
+from stackops.errors import StackError, one_line
+from stackops.schema import State
+
+PACKAGE = PROJECT / "stackops"
+CORE = [
+    *PACKAGE.glob("*.py"),
+    PACKAGE / "stores" / "relay.py",
+    *PACKAGE.glob("*/__init__.py"),
+    *PACKAGE.glob("hooks/*.py"),
+    PROJECT / "pyproject.toml",
+]
+WORDS = [
+    "s3",
+    "boto",
+    "aws",
+    "azure",
+    "wasbs",
+    "gcs",
+    "google",
+    "postgres",
+    "psycopg",
+    "sqlite",
+    "nginx",
+    "minio",
+    "seaweed",
+]
+
+
+@pytest.mark.parametrize("path", [p for p in CORE if p.name != "bucket.py"], ids=lambda p: p.name)
+def test_core_names_no_optional_part(path):
+    assert not [word for word in WORDS if word in path.read_text().lower()]
+
+
+def test_optional_modules_name_only_their_own_part():
+    own = {
+        "sqlite": "sqlite",
+        "postgres": "postgres psycopg",
+        "s3": "s3 boto aws",
+        "azure": "azure wasbs",
+        "gcs": "gcs google",
+    }
+    for path in [*PACKAGE.glob("backends/[a-z]*.py"), *PACKAGE.glob("stores/[a-z]*.py")]:
+        allowed = own.get(path.stem, "").split()
+        text = path.read_text().lower()
+        assert not [word for word in WORDS if word in text and word not in allowed], path
+
+
+def test_health_check_imports_nothing_heavy():
+    code = "import sys, stackops.cli as c; c.commands(['ready']); print(*sys.modules)"
+    out = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": str(PROJECT)}, capture_output=True, text=True
+    )
+    loaded = set(out.stdout.split())
+    assert "stackops.ready" in loaded
+    assert not loaded & {"mlflow", "sqlalchemy", "requests", "numpy", "stackops.check"}
+
+
+def test_a_small_stack_has_only_its_commands(tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "stackops", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in (
+        "accounts",
+        "bucket",
+        "htpasswd",
+        "backends/postgres",
+        "stores/s3",
+        "stores/azure",
+        "stores/gcs",
+    ):
+        (tmp_path / "stackops" / f"{name}.py").unlink()
+
+    def stackops(*args, **env):
+        command = [sys.executable, "-m", "stackops", *args]
+        return subprocess.run(
+            command, env={"PYTHONPATH": str(tmp_path), **env}, capture_output=True, text=True
+        )
+
+    text = stackops("--help").stdout
+    assert re.findall(r"^    (\w+) ", text, re.M) == ["check", "prepare", "ready", "serve"]
+    gone = stackops("htpasswd", "x")
+    assert gone.returncode == 2 and "invalid choice" in gone.stderr
+    other = stackops("prepare", STACK_BACKEND="postgres")
+    assert other.returncode == 1
+    assert (
+        other.stderr
+        == "stackops: error: STACK_BACKEND is 'postgres', and this stack has no such part; see compose.yaml\n"
+    )
+
+
+def test_every_command_has_help(capsys):
+    for name in ("bucket", "check", "htpasswd", "prepare", "ready", "serve"):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([name, "--help"])
+        assert stop.value.code == 0
+        assert len(capsys.readouterr().out) > 100
+
+
+def test_unexpected_errors_are_one_line_too(monkeypatch, capsys):
+    def broken(args):
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.delenv("STACKOPS_DEBUG", raising=False)
+    monkeypatch.setattr(ready, "run", broken)
+    assert cli.main(["ready"]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "RuntimeError: two lines" in err
+
+
+def test_one_line():
+    assert one_line("a\n  b\t c") == "a b c"
+    assert one_line(ValueError()) == "ValueError"
+    assert len(one_line("x" * 999, 50)) == 50
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        (State("b", "b", True, frozenset({"experiments"})), "keep"),
+        (State("a", "b", True, frozenset({"experiments"})), "upgrade"),
+        (State(None, "b", True, frozenset()), "create"),
+        (State(None, "b", True, frozenset({"alembic_version_auth"})), "create"),
+        (State(None, "b", True, frozenset({"experiments"})), "upgrade"),
+        (State("z", "b", False, frozenset({"experiments"})), "newer MLflow"),
+        (State(None, "b", True, frozenset({"invoices"})), "invoices"),
+    ],
+)
+def test_schema_decision(state, expected):
+    if expected in ("keep", "upgrade", "create"):
+        assert schema.decide(state) == expected
+    else:
+        with pytest.raises(StackError, match=expected):
+            schema.decide(state)
+
+
+@pytest.fixture
+def server():
+    """A server whose answers the test decides: path prefix -> (status, body, delay)."""
+    answers, seen = {}, []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen.append((self.path, self.headers.get("Authorization")))
+            status, body, delay = next((a for p, a in answers.items() if p in self.path), (200, b"{}", 0))
+            time.sleep(delay)
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    httpd.answers, httpd.seen, httpd.url = answers, seen, f"http://127.0.0.1:{httpd.server_port}"
+    yield httpd
+    httpd.shutdown()
+    httpd.server_close()
+
+
+def test_ready_asks_both_parts(server):
+    ready.check(server.url, "", 5)
+    assert [path.split("?")[0] for path, _ in server.seen] == [
+        "/api/2.0/mlflow/experiments/search",
+        "/api/2.0/mlflow-artifacts/artifacts",
+    ]
+    assert {auth for _, auth in server.seen} == {None}
+
+
+def test_ready_signs_in(server):
+    ready.check(server.url + "/", "pass", 5)
+    assert {auth for _, auth in server.seen} == {"Basic YWRtaW46cGFzcw=="}
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "words"),
+    [
+        ("experiments", (503, b'{"message": "no\\ndatabase"}', 0), r"database: HTTP 503 \(no database\)"),
+        ("mlflow-artifacts", (500, b"<html>", 0), r"artifact store: HTTP 500$"),
+        ("mlflow-artifacts", (200, b"{}", 3), "artifact store: no answer in time"),
+    ],
+)
+def test_ready_names_the_part(server, path, answer, words):
+    server.answers[path] = answer
+    with pytest.raises(StackError, match=words):
+        ready.check(server.url, "", 0.5)
+
+
+def test_ready_without_a_server(capsys):
+    assert cli.main(["ready", "--url", "http://127.0.0.1:9"]) == 1
+    assert "the server does not answer" in capsys.readouterr().err
+
+
+def test_ready_waits(server):
+    server.answers["experiments"] = (503, b"", 0)
+    threading.Timer(1.2, server.answers.clear).start()
+    assert cli.main(["ready", "--url", server.url, "--wait", "10"]) == 0
+
+
+def test_spool_is_cleared_with_care(tmp_path):
+    now = time.time()
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    keep = ["tmpabcdefg1", "mine", "tmp-notes-1", "tmpABCDEFGH"]
+    for name in ["tmpabcdefg0", *keep]:
+        (spool / name).mkdir()
+        (spool / name / "data").write_text("x")
+        os.utime(spool / name, (now - 90_000,) * 2)
+    os.utime(spool / "tmpabcdefg1", (now - 80_000,) * 2)
+    (spool / "tmpabcdefg9").symlink_to(tmp_path)
+    assert serve.clear_spool({"TMPDIR": str(spool)}, now) == 1
+    assert sorted(p.name for p in spool.iterdir()) == sorted([*keep, "tmpabcdefg9"])
+    assert serve.clear_spool({}, now) == 0
+
+
+def test_htpasswd_line(capsys, monkeypatch):
+    import io
+
+    hashes = pytest.importorskip("passlib.hash")
+    password = "p@ss:w/o#rd%1[]\\"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(password + "\nrest\n"))
+    assert cli.main(["htpasswd", "admin"]) == 0
+    name, _, value = capsys.readouterr().out.rstrip("\n").partition(":")
+    assert name == "admin" and value.startswith("$6$") and "rounds=" not in value
+    assert hashes.sha512_crypt.verify(password, value) and not hashes.sha512_crypt.verify(
+        password + "x", value
+    )
+    if openssl := shutil.which("openssl"):
+        salt = value.split("$")[2]
+        command = [openssl, "passwd", "-6", "-salt", salt, "-stdin"]
+        assert subprocess.run(command, input=password, capture_output=True, text=True).stdout.strip() == value
+
+
+@pytest.mark.parametrize(
+    ("name", "password"), [("a:b", "x"), ("", "x"), ("a b", "x"), ("a", ""), ("a", "x\ty")]
+)
+def test_htpasswd_refuses(name, password):
+    from stackops import htpasswd
+
+    pytest.importorskip("passlib")
+    with pytest.raises(StackError):
+        htpasswd.line(name, password)
+
+
+def test_admin_key():
+    from stackops import bucket
+
+    text = "[default]\naws_access_key_id = a\naws_secret_access_key = b%c\n"
+    assert bucket.admin_key(text) == {"aws_access_key_id": "a", "aws_secret_access_key": "b%c"}
+    for wrong in ("", "[default]\n", "no section"):
+        with pytest.raises(StackError, match="make init"):
+            bucket.admin_key(wrong)
+
+
+def test_client_environment(stack):
+    uri = {"MLFLOW_TRACKING_URI": "http://host/mlflow"}
+    plain = check.client_environment(stack(**uri))
+    assert "MLFLOW_TRACKING_USERNAME" not in plain and plain["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "2"
+    for auth in ("basic", "mlflow"):
+        signed = check.client_environment(stack(STACK_AUTH=auth, **uri))
+        assert (signed["MLFLOW_TRACKING_USERNAME"], signed["MLFLOW_TRACKING_PASSWORD"]) == (
+            "admin",
+            "long enough password",
+        )
+    own = check.client_environment(stack(STACK_AUTH="basic", MLFLOW_TRACKING_USERNAME="me", **uri))
+    assert own["MLFLOW_TRACKING_USERNAME"] == "me" and "MLFLOW_TRACKING_PASSWORD" not in own
+    with pytest.raises(StackError, match="MLFLOW_TRACKING_URI"):
+        check.client_environment(stack())
+
+
+def test_check_names_the_step_and_gives_up():
+    lines = []
+    with pytest.raises(StackError, match="^upload: boom$"), check.Steps(lines.append).step("upload"):
+        raise ValueError("boom")
+    with pytest.raises(StackError, match="gave up after 1 s"), check.deadline(1):
+        time.sleep(5)
+    assert lines == []
