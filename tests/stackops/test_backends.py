@@ -92,7 +92,7 @@ def test_what_is_hopeless(message, hopeless):
 def test_gist_of_a_message():
     text = (
         'connection to server at "localhost" (::1), port 1 failed: FATAL:  database "x" does not exist\n'
-        'connection to server at "localhost" (127.0.0.1), port 1 failed: Connection refused\n\tIs the server running?'
+        'connection to server at "localhost" (127.0.0.1), port 1 failed: Connection refused\n\tIs it running?'
     )
     assert postgres.gist(text) == 'database "x" does not exist'
 

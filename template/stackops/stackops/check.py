@@ -163,17 +163,16 @@ def _write_and_read(client, name: str, folder: Path, steps: Steps) -> str:
         now = int(time.time() * 1000)
         history = [0.5, 0.25, 0.125]
         metrics = [Metric("loss", value, now + i, i) for i, value in enumerate(history)]
-        client.log_batch(run_id, metrics, [Param("rate", "0.1")], [RunTag("purpose", "check")])
+        client.log_batch(run_id, metrics, [Param("rate", "0.1")], [RunTag("check", run_id)])
         found = client.get_run(run_id).data
         same(
-            (found.params, found.metrics, found.tags.get("purpose")),
-            ({"rate": "0.1"}, {"loss": 0.125}, "check"),
+            (found.params, found.metrics, found.tags.get("check")),
+            ({"rate": "0.1"}, {"loss": 0.125}, run_id),
             "the run",
         )
         same([m.value for m in client.get_metric_history(run_id, "loss")], history, "the metric's history")
-        hits = client.search_runs(
-            [experiment], "params.rate = '0.1' and metrics.loss < 0.2 and tags.purpose = 'check'"
-        )
+        wanted = f"params.rate = '0.1' and metrics.loss < 0.2 and tags.check = '{run_id}'"
+        hits = client.search_runs([experiment], wanted)
         same([hit.info.run_id for hit in hits], [run_id], "the search")
 
     with steps.step("artifacts up"):

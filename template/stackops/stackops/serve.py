@@ -4,15 +4,18 @@ Secrets reach it through its environment or private files, never by command line
 """
 
 import argparse
+import errno
 import os
 import re
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from stackops import settings
+from stackops.errors import StackError
 
 HELP = "run the MLflow server (replaces this process)"
 DAY = 24 * 3600
@@ -44,9 +47,21 @@ def clear_spool(env: Mapping[str, str], now: float) -> int:
     return count
 
 
+def check_port(host: str, port: str) -> None:
+    """Raise StackError if another program listens on `port`: MLflow itself would end with a traceback."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, int(port)))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise StackError(f"port {port} is in use; choose another with HTTP_PORT in .env") from None
+
+
 def run(args: argparse.Namespace) -> None:
     """Set the environment and hand over; does not return."""
     env = settings.adopt()
+    check_port(env["MLFLOW_HOST"], env["MLFLOW_PORT"])
     if count := clear_spool(env, time.time()):
         print(f"removed {count} left-over temporary folders", flush=True)
     command = settings.server_command(env)
