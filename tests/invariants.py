@@ -226,7 +226,11 @@ WORDS: dict[str, tuple[Callable[[Answers], bool], str]] = {
     "S3": (lambda a: a["artifact_store"] in S3_STORES, r"(\b|_)s3(\b|_)|\bboto|\baws|arn:"),
     "Azure": (lambda a: a["artifact_store"] == "azure", r"azure|wasbs|blob\.core|blob storage"),
     "Google": (lambda a: a["artifact_store"] == "gcs", r"(\b|_)gcs(\b|_)|\bgs:|google"),
-    "direct access": (lambda a: a["artifact_access"] == "direct", r"client_s3_credentials|STORE_PORT"),
+    "a way into our store": (
+        lambda a: a["artifact_access"] == "direct" and a["artifact_store"] in SELF_HOSTED,
+        r"client_s3_credentials|STORE_PORT",
+    ),
+    "direct access": (lambda a: a["artifact_access"] == "direct", r"artifacts go straight|artifact_access: direct"),
     "nginx": (lambda a: a["reverse_proxy"] == "nginx", r"nginx|htpasswd"),
     "a prefix": (lambda a: bool(a["url_prefix"]), r"X-Forwarded-Prefix|strips the prefix"),
     "the proxy's login": (lambda a: a["auth"] == "basic", r"htpasswd|auth_basic_user|libpass"),

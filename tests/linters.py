@@ -37,21 +37,24 @@ def distinct(trees: Iterable[Tree], wanted: Callable[[str], bool], *beside: str)
     return list(seen.values())
 
 
-def run_on_all(command: list[str], files: list[tuple[Tree, str]], *, named: bool = True) -> list[Fault]:
-    """Run one command on all files and give each line of its complaints to the tree whose file it names."""
+def run_on_all(command: list[str], files: list[tuple[Tree, str]]) -> list[Fault]:
+    """Run one command on all files; a complaint is the line that names a file, with the lines that follow it."""
     if not files:
         return []
     paths = {str(tree.root / name): (tree, name) for tree, name in files}
     done = subprocess.run([*command, *paths], capture_output=True, text=True)
     output = (done.stdout + done.stderr).strip()
-    if done.returncode == 0 and not output:
-        return []
-    faults = []
+    faults: list[Fault] = []
     for line in output.splitlines():
-        for path, (tree, name) in paths.items():
-            if path in line:
-                faults.append((tree, line.replace(path, name)))
-    return faults or [(files[0][0], output or f"{command[0]} ended with {done.returncode}")]
+        named = next(((path, tree, name) for path, (tree, name) in paths.items() if path in line), None)
+        if named:
+            path, tree, name = named
+            faults.append((tree, line.replace(path, name)))
+        elif faults:
+            faults[-1] = (faults[-1][0], f"{faults[-1][1]} {line.strip()}")
+    if done.returncode and not faults:
+        return [(files[0][0], f"{Path(command[0]).name} ended with {done.returncode}: {output}")]
+    return faults
 
 
 def yamllint_faults(trees: list[Tree]) -> list[Fault]:
@@ -100,7 +103,7 @@ def ruff_faults(trees: list[Tree]) -> list[Fault]:
 def workflow_faults(trees: list[Tree]) -> list[Fault]:
     """Workflows follow GitHub's schema, which the package brings along."""
     files = distinct(trees, lambda name: name.startswith(".github/workflows/"))
-    schema = ["--builtin-schema", "vendor.github-workflows", "--quiet"]
+    schema = ["--builtin-schema", "vendor.github-workflows"]
     return run_on_all([tool("check-jsonschema"), *schema], files)
 
 

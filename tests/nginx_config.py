@@ -10,17 +10,23 @@ from compose_model import Model
 from rendering import Tree
 
 # Each configuration goes to the place where Compose mounts it, the image's own entrypoint fills in the settings,
-# and the result is tested, twice if there is a setting to change. One container for all of them.
+# and nginx tests the result. One container for all of them.
 SCRIPT = """
+mv /etc/nginx /etc/nginx.original
 for case in /cases/*; do
-  rm -rf /etc/nginx/conf.d /etc/nginx/templates /etc/nginx/local.d
-  mkdir /etc/nginx/conf.d
+  rm -rf /etc/nginx
+  cp -r /etc/nginx.original /etc/nginx
   cp -r "$case"/nginx/. /etc/nginx/
-  env - PATH="$PATH" $(cat "$case/environment") /docker-entrypoint.sh nginx -t >/tmp/said 2>&1
-  if [ $? -ne 0 ] || grep -q -E '\\[(warn|emerg|alert|crit|error)\\]' /tmp/said; then
-    grep -E 'nginx: |error' /tmp/said | sed "s|^|${case##*/} |"
+  site=$(tr ' ' '\\n' <"$case/environment" | sed -n 's/^NGINX_ENVSUBST_OUTPUT_DIR=//p')
+  rm -rf "${site:=/etc/nginx/conf.d}"
+  mkdir -p "$site"
+  if ! env - PATH="$PATH" $(cat "$case/environment") /docker-entrypoint.sh nginx -t >/tmp/said 2>&1 ||
+    grep -q -i -E '\\[(warn|emerg|alert|crit|error)\\]|ERROR:' /tmp/said; then
+    grep -i -E '\\[[a-z]+\\]|ERROR:' /tmp/said | sed "s|^|${case##*/} |"
   fi
-  [ -n "$(ls /etc/nginx/conf.d)" ] || echo "${case##*/} the entrypoint wrote no site"
+  if nginx -t 2>/dev/null && ! nginx -T 2>/dev/null | grep -q "^# configuration file $site/"; then
+    echo "${case##*/} nginx.conf does not include $site"
+  fi
 done
 echo tested
 """

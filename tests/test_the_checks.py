@@ -66,12 +66,12 @@ PLANTS = [
     (invariants.words_of_other_choices, "scripts/up.sh", "", "# gs://bucket\n", "names Google"),
     (invariants.words_of_other_choices, "Makefile", "", "# make local\n", "names make local"),
     (invariants.words_of_other_choices, "minio/x", "", "x\n", "names MinIO"),
-    (invariants.words_of_other_choices, ".env.example", "", "#STORE_PORT=1\n", "names direct access"),
+    (invariants.words_of_other_choices, ".env.example", "", "#STORE_PORT=1\n", "names a way into our store"),
     (invariants.compose_declarations, "compose.yaml", "  mlflow-spool:\n", "  other:\n", "used and not declared"),
     (invariants.compose_declarations, "compose.yaml", "\nvolumes:\n", "\nvolumes:\n  x:\n", "declared and not used"),
     (invariants.compose_declarations, "compose.yaml", "secrets: [htpasswd]", "secrets: []", "declared and not used"),
     (invariants.compose_declarations, "compose.yaml", "postgres: {condition", "pg: {condition", "does not exist"),
-    (invariants.compose_declarations, "compose.yaml", "x-job: &job", "x-job: &work &job", "anchor work"),
+    (invariants.compose_declarations, "compose.yaml", "services:", "x-work: &work {}\n\nservices:", "anchor work"),
     (invariants.settings, ".env.example", "#HTTP_PORT=8080", "#HTTP_PORT=8081", "the default in compose.yaml"),
     (invariants.settings, ".env.example", "#HTTP_PORT=8080\n", "", "is missing"),
     (invariants.settings, ".env.example", "", "\n# Not needed.\n#UNUSED=1\n", "is used nowhere"),
@@ -283,7 +283,7 @@ def test_nginx_finds(
     needs.engine()
     tree = broken("nginx/templates/mlflow.conf.template", old, new)
     faults = nginx_config.nginx_faults([(tree, flagship_model)], tmp_path / "cases")
-    assert any(words in fault for _, fault in faults), faults
+    assert any(words in fault for _, fault in faults), [fault for _, fault in faults]
 
 
 def test_compose_finds(broken: Callable[..., Tree], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -117,8 +118,7 @@ def status(url: str, host: str = "", login: str = "") -> int:
 
 
 def test_check_passes_as_printed_in_the_readme(stack: Path) -> None:
-    output = make(stack, "check")
-    assert "OK" in output.splitlines()[-1]
+    assert re.search(r"^OK \(", make(stack, "check"), re.MULTILINE)
 
 
 def test_up_twice_changes_nothing(stack: Path) -> None:
@@ -217,3 +217,19 @@ def test_a_missing_database_is_named(stack: Path) -> None:
     finally:
         run("docker", "compose", "up", "--detach", "--wait", cwd=stack)
     assert run(*ready, cwd=stack).returncode == 0
+
+
+def test_a_busy_port_is_one_sentence_and_loses_nothing(stack: Path) -> None:
+    """A stranger holds the port: `make up` says so and ends; when the port is free, the stack is as it was."""
+    make(stack, "down")
+    port = int(setting(stack, "http_port"))
+    with socket.socket() as stranger:
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        stranger.bind(("127.0.0.1", port))
+        stranger.listen()
+        done = run("make", "--no-print-directory", "up", cwd=stack)
+        said = [line for line in done.stderr.splitlines() if line.startswith("up: error:")]
+        assert done.returncode != 0
+        assert len(said) == 1 and "is in use" in said[0] and "HTTP_PORT" in said[0], done.stderr
+    make(stack, "up")
+    make(stack, "check")

@@ -7,6 +7,7 @@ import pytest
 
 PROJECT = Path(__file__).parents[2] / "template" / "stackops"
 sys.path.insert(0, str(PROJECT))
+sys.dont_write_bytecode = True  # nothing may appear in the template
 
 
 @pytest.fixture

@@ -62,7 +62,10 @@ def test_optional_modules_name_only_their_own_part():
 def test_health_check_imports_nothing_heavy():
     code = "import sys, stackops.cli as c; c.commands(['ready']); print(*sys.modules)"
     out = subprocess.run(
-        [sys.executable, "-c", code], env={"PYTHONPATH": str(PROJECT)}, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(PROJECT), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
     )
     loaded = set(out.stdout.split())
     assert "stackops.ready" in loaded

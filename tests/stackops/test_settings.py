@@ -134,7 +134,7 @@ def test_hook_reaches_every_python_of_the_server(stack):
     assert env["PYTHONPATH"].endswith(":/elsewhere")
     out = subprocess.run(
         [sys.executable, "-c", "import gc; print(gc.get_threshold()[0])"],
-        env={"PYTHONPATH": env["PYTHONPATH"]},
+        env={"PYTHONPATH": env["PYTHONPATH"], "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
         check=True,
