@@ -266,9 +266,9 @@ def test_the_hooks_find(broken: Callable[..., Tree], tmp_path: Path, name: str, 
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("listen 8080;", "listen 8080", "directive"),
+        ("listen 8080;", "listen 8080", "invalid parameter"),
         ("proxy_buffering off;", "proxy_bufering off;", "unknown directive"),
-        ("${NGINX_TIMEOUT}", "${NGINX_NO_SUCH}", "NGINX_NO_SUCH"),
+        ("${NGINX_TIMEOUT}", "${NGINX_NO_SUCH}", "invalid value"),
     ],
 )
 def test_nginx_finds(

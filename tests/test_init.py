@@ -1,0 +1,187 @@
+"""`make init`, really run for every distinct scripts/init.sh: it makes .env and the secrets, and keeps what is there."""
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from invariants import load_yaml
+from linters import distinct
+from rendering import Tree
+
+# Secrets that only a person has: made empty, and named. A private certificate authority is rare, so it is not named.
+GIVEN = {
+    "azure_connection_string",
+    "db_ca.pem",
+    "gcs_credentials.json",
+}
+NOT_NAMED = {"db_ca.pem"}
+# Made by 'make up', in the image.
+LATER = {"htpasswd"}
+
+
+def given(tree: Tree) -> set[str]:
+    """Return the secrets of this stack that 'make init' cannot make."""
+    mine = {"db_password"} if tree.answers["backend"] == "managed" else set()
+    return GIVEN | mine | ({"s3_credentials"} if tree.answers["artifact_store"] == "s3" else set())
+
+
+def init(stack: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run scripts/init.sh, without Docker and without the tester's settings."""
+    clean = {"PATH": os.environ["PATH"], "HOME": str(stack)} | environment
+    return subprocess.run(["scripts/init.sh"], cwd=stack, env=clean, capture_output=True, text=True, timeout=60)
+
+
+def state(stack: Path) -> dict[str, tuple[bytes, int, int]]:
+    """Return content, mode and time of change of .env and the secrets."""
+    paths = [stack / ".env", stack / "secrets", *(stack / "secrets").glob("**/*")]
+    return {
+        str(path): (b"" if path.is_dir() else path.read_bytes(), path.stat().st_mode, path.stat().st_mtime_ns)
+        for path in paths
+        if path.exists()
+    }
+
+
+def env_of(stack: Path) -> dict[str, str]:
+    """Return the settings of .env; a key that is there twice fails."""
+    lines = (stack / ".env").read_text().splitlines()
+    keys = [line.partition("=")[0] for line in lines]
+    assert len(keys) == len(set(keys)), keys
+    return dict(line.split("=", 1) for line in lines)
+
+
+def faults_of_init(tree: Tree, stack: Path) -> list[str]:
+    """Run init twice on a fresh copy and return what is wrong."""
+    shutil.copytree(tree.root, stack)
+    first, secrets = init(stack), stack / "secrets"
+    if first.returncode or first.stderr:
+        return [f"ended with {first.returncode}: {first.stderr}"]
+    declared = load_yaml(tree.files["compose.yaml"])["secrets"]
+    found = [f"secrets {name}: its file is {body['file']}" for name, body in declared.items()
+             if body["file"].removeprefix("./") != f"secrets/{name}"]  # fmt: skip
+    made = {path.name for path in secrets.iterdir()}
+    if made != set(declared) - LATER:
+        found.append(f"made and not declared, or declared and not made: {sorted(made ^ (set(declared) - LATER))}")
+    if stat.S_IMODE(secrets.stat().st_mode) != 0o700:
+        found.append("secrets/ is open to others")
+    for path in [stack / ".env", *secrets.iterdir()]:
+        if stat.S_IMODE(path.stat().st_mode) != 0o600:
+            found.append(f"{path.name} has the mode {stat.S_IMODE(path.stat().st_mode):o}")
+    values = {path.name: path.read_text() for path in secrets.iterdir()}
+    for name, value in values.items():
+        if name in given(tree):
+            found += [f"{name} is not empty"] * bool(value)
+            found += [f"does not say what belongs in {name}"] * (f"secrets/{name}" not in first.stdout and name not in NOT_NAMED)
+        elif name != "passwd" and len(value) < 20:
+            found.append(f"{name} is weak or empty: {len(value)} characters")
+        if value.strip() and any(word in first.stdout for word in re.findall(r"[\w-]{20,}", value)):
+            found.append(f"printed the secret {name}")
+    weak = [name for name, value in values.items() if name != "passwd" and value and list(values.values()).count(value) > 1]
+    found += [f"{name} is the same as another" for name in weak]
+    settings = env_of(stack)
+    required = re.findall(r"(?m)^([A-Z0-9_]+)=", tree.files[".env.example"])
+    if sorted(settings) != sorted(required):
+        found.append(f".env holds {sorted(settings)} and not {sorted(required)}")
+    owner = secrets.stat().st_uid
+    if settings["STACK_UID"] != str(owner) or owner == 0:
+        found.append(f"STACK_UID is {settings['STACK_UID']}, and {owner} owns secrets/")
+    found += ["does not ask for DB_HOST"] * ("DB_HOST" in settings and "DB_HOST" not in first.stdout)
+
+    before = state(stack)
+    second = init(stack)
+    if second.returncode or state(stack) != before:
+        found.append(f"the second run changed something: {second.stderr}")
+    if re.search(r"\bmade\b", second.stdout):
+        found.append(f"the second run says that it made something: {second.stdout}")
+    return found
+
+
+def test_init_everywhere(trees: list[Tree], tmp_path: Path) -> None:
+    """Every stack gets the secrets that its Compose file names; a second run changes not a byte and not a time."""
+    cases = distinct(trees, lambda name: name == "scripts/init.sh", ".env.example")
+    # The address and the port in .env.example change nothing here: one stack of each script will do.
+    cases = list({tree.files[name]: (tree, name) for tree, name in cases}.values())
+    assert len(cases) > 20
+    with ThreadPoolExecutor(2) as pool:
+        folders = [tmp_path / f"{number}" for number in range(len(cases))]
+        results = list(pool.map(faults_of_init, [tree for tree, _ in cases], folders))
+    faults = [f"{tree.name}: {fault}" for (tree, _), found in zip(cases, results, strict=True) for fault in found]
+    assert not faults, "\n" + "\n".join(faults[:40])
+
+
+@pytest.fixture
+def stack(trees: list[Tree], tmp_path: Path) -> Callable[..., Path]:
+    """Return a fresh copy of one stack."""
+
+    def run(**answers: str) -> Path:
+        tree = next(tree for tree in trees if answers.items() <= tree.answers.items())
+        return Path(shutil.copytree(tree.root, tmp_path / "stack"))
+
+    return run
+
+
+def test_what_is_set_stays(stack: Callable[..., Path]) -> None:
+    """Settings and secrets of the owner are kept, odd ones too, and what is missing is added."""
+    folder = stack(backend="postgres", artifact_store="seaweedfs", auth="mlflow")
+    (folder / ".env").write_text("MINE=a b 'c' $d\n# a comment\nSTACK_GID=777\nSTACK_UID=777")  # no newline at the end
+    (folder / "secrets").mkdir()
+    (folder / "secrets" / "db_password").write_text("p@ss:w/o#rd%1[]")
+    (folder / "secrets" / "mine").write_text("x")
+    (folder / ".env.example").write_text((folder / ".env.example").read_text() + "\n# New in the template.\nNEW_KEY=1\n")
+    done = init(folder)
+    assert done.returncode == 0, done.stderr
+    assert (folder / ".env").read_text() == "MINE=a b 'c' $d\n# a comment\nSTACK_GID=777\nSTACK_UID=777\nNEW_KEY=1\n"
+    assert (folder / "secrets" / "db_password").read_text() == "p@ss:w/o#rd%1[]"
+    assert (folder / "secrets" / "mine").read_text() == "x"
+    assert "db_password" not in done.stdout
+
+
+def test_an_empty_env_is_completed(stack: Callable[..., Path]) -> None:
+    """An empty .env is as good as none."""
+    folder = stack(backend="sqlite")
+    (folder / ".env").touch()
+    assert init(folder).returncode == 0
+    assert env_of(folder)["STACK_UID"].isdigit()
+
+
+def test_a_value_that_was_emptied_is_not_lost_twice(stack: Callable[..., Path]) -> None:
+    """A key without a value is not added again."""
+    folder = stack(backend="managed")
+    assert init(folder).returncode == 0
+    text = (folder / ".env").read_text().replace("DB_HOST=", "DB_HOST=db.example.com")
+    (folder / ".env").write_text(text)
+    assert init(folder).returncode == 0
+    assert (folder / ".env").read_text() == text
+
+
+def test_root_hands_the_secrets_to_another(stack: Callable[..., Path]) -> None:
+    """Root gives secrets/ to the user behind sudo; anybody else keeps them."""
+    folder = stack(backend="sqlite")
+    assert init(folder, SUDO_UID="4321", SUDO_GID="4322").returncode == 0
+    owner = (folder / "secrets").stat()
+    expected = ("4321", "4322") if os.geteuid() == 0 else (str(os.geteuid()), str(os.getegid()))
+    assert (env_of(folder)["STACK_UID"], env_of(folder)["STACK_GID"]) == expected
+    assert (str(owner.st_uid), str(owner.st_gid)) == expected
+
+
+def test_a_run_that_was_cut_off_is_completed(stack: Callable[..., Path]) -> None:
+    """A secret is there whole or not at all: the half-written file of a run that was cut off is not used."""
+    folder = stack(backend="postgres", artifact_store="local")
+    (folder / "secrets").mkdir()
+    (folder / "secrets" / ".db_password.new").write_text("ha")
+    assert init(folder).returncode == 0
+    assert len((folder / "secrets" / "db_password").read_text()) >= 20
+
+
+def test_a_file_that_cannot_be_written_is_an_error(stack: Callable[..., Path]) -> None:
+    """Without a place for the secrets, init fails and says so."""
+    folder = stack(backend="sqlite")
+    (folder / "secrets").write_text("in the way")
+    done = init(folder)
+    assert done.returncode != 0 and "secrets" in done.stderr
+    assert (folder / "secrets").read_text() == "in the way"
