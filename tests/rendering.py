@@ -3,10 +3,12 @@
 import contextlib
 import functools
 import multiprocessing
+import re
 import shutil
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -119,3 +121,12 @@ def _render_jobs(half: tuple[Path, list[tuple[Path, Answers]]]) -> None:
     with shortcuts():
         for destination, answers in jobs:
             render(template, destination, answers)
+
+
+def assert_none(faults: Iterable[tuple[Tree, str]]) -> None:
+    """Fail with every distinct fault once, with how many combinations have it and the name of one."""
+    seen: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for tree, fault in faults:
+        seen[re.sub(r":\d+:", ":", fault)].append((tree.name, fault))  # whichever line it is in
+    lines = [f"{hits[0][1]}  [{len(hits)} x, e.g. {hits[0][0]}]" for hits in seen.values()]
+    assert not lines, "\n" + "\n".join(lines[:60])

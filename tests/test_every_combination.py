@@ -1,8 +1,6 @@
 """Every valid combination of answers, checked by what holds for all of them and by the real tools."""
 
-import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,16 +10,7 @@ import linters
 import needs
 import nginx_config
 import pytest
-from rendering import Tree
-
-
-def assert_none(faults: Iterable[tuple[Tree, str]]) -> None:
-    """Fail with every distinct fault once, with how many combinations have it and the name of one."""
-    seen: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for tree, fault in faults:
-        seen[re.sub(r":\d+:", ":", fault)].append((tree.name, fault))  # whichever line it is in
-    lines = [f"{hits[0][1]}  [{len(hits)} x, e.g. {hits[0][0]}]" for hits in seen.values()]
-    assert not lines, "\n" + "\n".join(lines[:60])
+from rendering import Tree, assert_none
 
 
 @pytest.mark.parametrize("check", invariants.CHECKS, ids=lambda check: check.__name__)
