@@ -1,9 +1,10 @@
-"""`make demo`: render the default answers into build/demo, start that stack without Docker, and log a run to it.
+"""`make demo`: render the default answers into build/demo, start that stack without Docker, log a run to it.
 
 Uses nothing but the rendered stack's own commands, as its owner would: `make local` starts the server, and
-`scripts/local.sh check --keep` logs to it. `DEMO_PORT` chooses the port; otherwise it is 5000 or the next free one.
+`scripts/local.sh check --keep` logs to it. `DEMO_PORT` chooses the port; without it, 5000 or the next free one.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -81,10 +82,8 @@ def stop() -> bool:
 
 def reap() -> None:
     """Collect a finished child of ours, so that its process group disappears."""
-    try:
+    with contextlib.suppress(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
-    except ChildProcessError:
-        pass
 
 
 def start() -> None:

@@ -1,4 +1,4 @@
-"""Rendered stacks really run: `make up`, `make check`, the stock client from outside, `make down`, nothing left."""
+"""Rendered stacks really run: `make up`, `make check` with the stock client from outside, `make down`."""
 
 import json
 import os
@@ -15,7 +15,6 @@ from pathlib import Path
 
 import copier
 import pytest
-
 from needs import engine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +36,7 @@ STACKS = {
 
 
 def run(*command: str, cwd: Path, **more: object) -> subprocess.CompletedProcess[str]:
-    """Run a command in `cwd` and return what it did; nothing of make's or Compose's own environment leaks in."""
+    """Run a command in `cwd` and return what it did; nothing of make's or Compose's environment leaks in."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "COMPOSE_", "MLFLOW_"))}
     return subprocess.run(command, cwd=cwd, env=env, text=True, capture_output=True, timeout=900, **more)
 
@@ -129,28 +128,39 @@ def test_up_twice_changes_nothing(stack: Path) -> None:
     assert len(before.split()) >= 1
 
 
-def test_data_survives_down_and_up(stack: Path) -> None:
-    def experiments() -> str:
-        done = run(
-            "docker", "compose", "exec", "-T", "mlflow", "python", "-c",
-            "import os,urllib.request as u,base64\n"
-            "r=u.Request('http://localhost:5000/api/2.0/mlflow/experiments/search?max_results=100&view_type=ALL')\n"
-            "p='/run/secrets/admin_password'\n"
-            "if os.path.exists(p): r.add_header('Authorization','Basic '+base64.b64encode(b'admin:'+open(p,'rb').read().strip()).decode())\n"
-            "print(u.urlopen(r).read().decode())",
-            cwd=stack,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return sorted(e["name"] for e in json.loads(done.stdout)["experiments"])
+READ_EXPERIMENTS = """
+import base64, os, urllib.request
+request = urllib.request.Request(
+    "http://localhost:5000/api/2.0/mlflow/experiments/search?max_results=100&view_type=ALL")
+if os.path.exists("/run/secrets/admin_password"):
+    login = "admin:" + open("/run/secrets/admin_password").read().strip()
+    request.add_header("Authorization", "Basic " + base64.b64encode(login.encode()).decode())
+print(urllib.request.urlopen(request).read().decode())
+"""
 
-    before = experiments()
+
+def experiments(stack: Path) -> list[str]:
+    """Return the names of all experiments, deleted ones too."""
+    done = run("docker", "compose", "exec", "-T", "mlflow", "python", "-c", READ_EXPERIMENTS, cwd=stack)
+    assert done.returncode == 0, done.stderr
+    return sorted(e["name"] for e in json.loads(done.stdout)["experiments"])
+
+
+def test_data_survives_down_and_up(stack: Path) -> None:
+    before = experiments(stack)
     assert any(name != "Default" for name in before), (
-        "the check's own, deleted, experiment is still in the database"
+        "the check's own, deleted, experiment is in the database"
     )
     make(stack, "down")
     assert leftovers(setting(stack, "project_name"), "container", "network") == []
     make(stack, "up")
-    assert experiments() == before
+    assert experiments(stack) == before
+
+
+def test_restart(stack: Path) -> None:
+    make(stack, "restart")
+    assert "ready" in make(stack, "status")
+    assert re.search(r"^OK \(", make(stack, "check"), re.MULTILINE)
 
 
 def test_who_gets_in(stack: Path) -> None:
@@ -267,7 +277,7 @@ def test_pgloader_loads_the_rows_of_a_sqlite_file(stack: Path) -> None:
 
 
 def test_a_busy_port_is_one_sentence_and_loses_nothing(stack: Path) -> None:
-    """A stranger holds the port: `make up` says so and ends; when the port is free, the stack is as it was."""
+    """A stranger holds the port: `make up` says so and ends; with the port free again, all is well."""
     make(stack, "down")
     port = int(setting(stack, "http_port"))
     with socket.socket() as stranger:
