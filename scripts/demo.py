@@ -134,13 +134,9 @@ def wait_until_ready(server: subprocess.Popen[bytes]) -> None:
         shown = len(lines)
         if server.poll() is not None:
             PID.unlink(missing_ok=True)
-            fail(
-                f"the server ended with exit code {server.returncode}, see above and {LOG.relative_to(ROOT)}"
-            )
+            fail(f"the server ended with exit code {server.returncode}, see above and {LOG.relative_to(ROOT)}")
         if any("starting the server" in line for line in lines):
-            ready = subprocess.run(
-                ["scripts/local.sh", "ready"], cwd=STACK, env=environment(), capture_output=True
-            )
+            ready = subprocess.run(["scripts/local.sh", "ready"], cwd=STACK, env=environment(), capture_output=True)
             if ready.returncode == 0:
                 return
         time.sleep(1)

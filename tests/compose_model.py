@@ -1,4 +1,4 @@
-"""What holds for every stack as Compose itself understands it: faults of the model that `docker compose config` prints."""
+"""What holds for every stack as Compose itself understands it: in the model that `docker compose config` prints."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def settings_for(tree: Tree) -> str:
 
 
 def parse(tree: Tree, folder: Path, **settings: str) -> Model:
-    """Let Compose read the stack, every profile of it, and return its model. Raises RuntimeError with Compose's words."""
+    """Return the stack as Compose reads it, with every profile. Raises RuntimeError with Compose's words."""
     (folder / ".env").write_text(settings_for(tree) + "".join(f"{name}={value}\n" for name, value in settings.items()))
     command = ["docker", "compose", "--env-file", str(folder / ".env"), "--profile", "*", "config", "--format", "json"]
     clean = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
@@ -72,10 +72,24 @@ def _container(service: dict[str, Any]) -> list[str]:
         "security_opt": ["no-new-privileges:true"],
         "init": True,
     }
-    found = [f"{key} is {service.get(key)!r} and not {value!r}" for key, value in wanted.items()
-             if service.get(key) != value]  # fmt: skip
-    forbidden = ("privileged", "cap_add", "devices", "pid", "ipc", "userns_mode", "container_name", "pull_policy",
-                 "post_start", "pre_start", "pre_stop", "links", "deploy")  # fmt: skip
+    found = [
+        f"{key} is {service.get(key)!r} and not {value!r}" for key, value in wanted.items() if service.get(key) != value
+    ]
+    forbidden = (
+        "privileged",
+        "cap_add",
+        "devices",
+        "pid",
+        "ipc",
+        "userns_mode",
+        "container_name",
+        "pull_policy",
+        "post_start",
+        "pre_start",
+        "pre_stop",
+        "links",
+        "deploy",
+    )
     found += [f"uses {key}" for key in forbidden if service.get(key)]
     found += [f"{key} is not limited" for key in ("mem_limit", "pids_limit") if int(service.get(key) or 0) <= 0]
     logging = service.get("logging") or {}
@@ -89,8 +103,11 @@ def _image(service: dict[str, Any]) -> list[str]:
     images = [service["image"]] if "build" not in service else []
     images += [value for key, value in (service.get("build", {}).get("args") or {}).items() if key.endswith("_IMAGE")]
     found = [] if images else ["is built from an image that no variable of .env can replace"]
-    return found + [f"the image {image} is not pinned" for image in images
-                    if not re.search(r":[\w.-]*\d[\w.-]*$|:[a-z]+-slim$|@sha256:", image) or ":latest" in image]  # fmt: skip
+    return found + [
+        f"the image {image} is not pinned"
+        for image in images
+        if not re.search(r":[\w.-]*\d[\w.-]*$|:[a-z]+-slim$|@sha256:", image) or ":latest" in image
+    ]
 
 
 def _environment(service: dict[str, Any]) -> list[str]:
@@ -126,8 +143,11 @@ def _life(service: dict[str, Any]) -> list[str]:
         return [*found, "runs for long and has no health check"]
     if "start_interval" in check:
         found.append("its health check needs an engine newer than 24")
-    return found + [f"its health check has no {key}" for key in ("interval", "timeout", "retries", "start_period")
-                    if key not in check]  # fmt: skip
+    return found + [
+        f"its health check has no {key}"
+        for key in ("interval", "timeout", "retries", "start_period")
+        if key not in check
+    ]
 
 
 def _readers(secret: str, answers: Answers) -> set[str]:
@@ -191,15 +211,22 @@ def _settings(model: Model, answers: Answers) -> list[str]:
         "ARTIFACT_ACCESS": answers["artifact_access"],
         "STACK_AUTH": answers["auth"],
     }
-    found = [f"mlflow: {key} is {environment.get(key)!r} and not {value!r}" for key, value in wanted.items()
-             if environment.get(key) != value]  # fmt: skip
+    found = [
+        f"mlflow: {key} is {environment.get(key)!r} and not {value!r}"
+        for key, value in wanted.items()
+        if environment.get(key) != value
+    ]
     hosts = environment["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
     found += [f"mlflow: does not answer to {host}" for host in (domain, f"{domain}:*") if host not in hosts]
     origins = environment["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"].split(",")
     if not any(re.fullmatch(rf"https?://{re.escape(domain)}(:\d+)?", origin) for origin in origins):
         found.append(f"mlflow: browsers on {domain} are refused")
     found += ["mlflow: answers to every host or browser"] * ("*" in hosts or "*" in origins)
-    uris = {"local": r"/data/artifacts", "azure": r"wasbs://[a-z0-9-]+@[a-z0-9]+\.blob\.core\.windows\.net", "gcs": "gs://.+"}
+    uris = {
+        "local": r"/data/artifacts",
+        "azure": r"wasbs://[a-z0-9-]+@[a-z0-9]+\.blob\.core\.windows\.net",
+        "gcs": "gs://.+",
+    }
     if not re.fullmatch(uris.get(answers["artifact_store"], "s3://.+"), environment["ARTIFACT_URI"]):
         found.append(f"mlflow: ARTIFACT_URI is {environment['ARTIFACT_URI']}")
     url = model["services"]["check"]["environment"]["MLFLOW_TRACKING_URI"]

@@ -30,7 +30,7 @@ def isolated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     home = tmp_path_factory.mktemp("settings")
     (home / "gitconfig").write_text(
         "[user]\n\tname = Test\n\temail = test@example.com\n[init]\n\tdefaultBranch = main\n"
-        "[commit]\n\tgpgSign = false\n[tag]\n\tgpgSign = false\n[protocol \"file\"]\n\tallow = always\n"
+        '[commit]\n\tgpgSign = false\n[tag]\n\tgpgSign = false\n[protocol "file"]\n\tallow = always\n'
     )
     (home / "copier.yml").write_text("{}\n")
     with pytest.MonkeyPatch.context() as patch:

@@ -95,8 +95,10 @@ def _locked(name: str) -> set[str]:
 
 
 # The parts of stackops that belong to one answer; everything else in it is its core and always there.
-STACKOPS_PARTS = re.compile(r"stackops/stackops/(backends|stores)/(?!__init__|relay)\w+\.py|stackops/stackops/"
-                            r"(bucket|htpasswd|accounts)\.py")  # fmt: skip
+STACKOPS_PARTS = re.compile(
+    r"stackops/stackops/(backends|stores)/(?!__init__|relay)\w+\.py|stackops/stackops/"
+    r"(bucket|htpasswd|accounts)\.py"
+)
 
 
 def file_set(tree: Tree) -> list[str]:
@@ -191,15 +193,24 @@ SECRETS = (
     ("an AWS key", re.compile(r"\b(AKIA|ASIA)[0-9A-Z]{16}\b")),
     ("a token", re.compile(r"\b(gh[pousr]_[A-Za-z0-9]{20,}|glpat-[\w-]{20,}|eyJ[\w-]{20,}\.)")),
     ("a password in a URL", re.compile(r"://[^\s/:@$%{]*:[^\s/:@$%{]+@")),
-    ("a password in a line", re.compile(r"(?i)(?:password|passwd|secret|token|passphrase|access_?key|api_?key)[\w.-]*"
-                                        r"[\"']?\s*[:=]\s*[\"']?(?![\"']?[$/<%(\[{])(?=[\w+/=-]*\d)[\w+/=!@#-]{8,}")),
-)  # fmt: skip
+    (
+        "a password in a line",
+        re.compile(
+            r"(?i)(?:password|passwd|secret|token|passphrase|access_?key|api_?key)[\w.-]*"
+            r"[\"']?\s*[:=]\s*[\"']?(?![\"']?[$/<%(\[{])(?=[\w+/=-]*\d)[\w+/=!@#-]{8,}"
+        ),
+    ),
+)
 
 
 def secret_literals(tree: Tree) -> list[str]:
     """No password, key or token is written down."""
-    return _per_line(tree, lambda name, line: next((f"looks like {what}: {line.strip()}" for what, pattern in SECRETS
-                                                    if pattern.search(line)), None))  # fmt: skip
+    return _per_line(
+        tree,
+        lambda name, line: next(
+            (f"looks like {what}: {line.strip()}" for what, pattern in SECRETS if pattern.search(line)), None
+        ),
+    )
 
 
 def _per_line(tree: Tree, fault: Callable[[str, str], str | None]) -> list[str]:
@@ -260,8 +271,11 @@ def words_of_other_choices(tree: Tree) -> list[str]:
     found = []
     for name, text in tree.files.items():
         text = "" if LOCK_FILE.fullmatch(name) else text
-        found += [f"{name}{where}: names {part}, which was not chosen" for part, where in _named(name, text)
-                  if part not in chosen]  # fmt: skip
+        found += [
+            f"{name}{where}: names {part}, which was not chosen"
+            for part, where in _named(name, text)
+            if part not in chosen
+        ]
     return found
 
 
@@ -362,15 +376,19 @@ def without_settings(text: str) -> str:
 
 
 def settings(tree: Tree) -> list[str]:
-    """Every variable that Compose uses is explained in .env.example with its true default, and nothing else is there."""
+    """Every variable that Compose uses is explained in .env.example with its true default; nothing else is there."""
     compose = "\n".join(re.sub(r"(^|\s)#.*", "", line) for line in tree.files["compose.yaml"].splitlines())
     model = load_yaml(tree.files["compose.yaml"])
     used: dict[str, set[tuple[str, str]]] = {}
     for name, operator, default in variables(compose):
         used.setdefault(name, set()).add((operator, without_settings(default)))
     # 'NAME:' without a value hands the variable through from .env.
-    passed = {name for body in (*model["services"].values(), *(model[key] for key in model if key.startswith("x-")))
-              for name, value in (body.get("environment") or {}).items() if value is None}  # fmt: skip
+    passed = {
+        name
+        for body in (*model["services"].values(), *(model[key] for key in model if key.startswith("x-")))
+        for name, value in (body.get("environment") or {}).items()
+        if value is None
+    }
     scripts = "\n".join(text for name, text in tree.files.items() if name.startswith("scripts/"))
 
     found, shown = [], {}
@@ -398,8 +416,10 @@ def settings(tree: Tree) -> list[str]:
         elif defaults and not active and {value} != defaults:
             found.append(f".env.example: {name}={value}, and the default in compose.yaml is {defaults.pop()}")
         if required != active:
-            found.append(f".env.example: {name} is {'' if required else 'not '}required, so 'make init' must "
-                         f"{'' if required else 'not '}copy it")  # fmt: skip
+            found.append(
+                f".env.example: {name} is {'' if required else 'not '}required, so 'make init' must "
+                f"{'' if required else 'not '}copy it"
+            )
     for name in sorted(shown.keys() - used.keys() - passed):
         if not re.search(rf"\b{name}\b", scripts):
             found.append(f".env.example: {name} is used nowhere")
@@ -420,18 +440,26 @@ def makefile_targets(tree: Tree) -> list[str]:
     makefile, readme = tree.files["Makefile"], tree.files["README.md"]
     helped, targets = make_targets(makefile)
     phony = re.findall(r"(?m)^\.PHONY: (.*)$", makefile)[0].split()
-    found = [f"Makefile: {name} is in .PHONY and not a target, or the other way round"
-             for name in sorted(set(phony) ^ set(targets))]  # fmt: skip
+    found = [
+        f"Makefile: {name} is in .PHONY and not a target, or the other way round"
+        for name in sorted(set(phony) ^ set(targets))
+    ]
     found += [f"Makefile: {name} has no line of help" for name in sorted(set(targets) - set(helped))]
-    found += [f"Makefile: {name} does not exist" for name in re.findall(r"\b(scripts/[\w.-]+)", makefile)
-              if name not in tree.files]  # fmt: skip
+    found += [
+        f"Makefile: {name} does not exist"
+        for name in re.findall(r"\b(scripts/[\w.-]+)", makefile)
+        if name not in tree.files
+    ]
     named = set(_make_calls(readme))
     found += [f"README.md: does not name 'make {name}'" for name in helped if name not in named | {"help"}]
     # In every file, a target that is spoken of exists.
     for path, text in tree.files.items():
         if not LOCK_FILE.fullmatch(path):
-            found += [f"{path}: names 'make {name}', which does not exist" for name in sorted(set(_make_calls(text)))
-                      if name not in targets]  # fmt: skip
+            found += [
+                f"{path}: names 'make {name}', which does not exist"
+                for name in sorted(set(_make_calls(text)))
+                if name not in targets
+            ]
     return found
 
 
@@ -442,8 +470,10 @@ def _make_calls(text: str) -> tuple[str, ...]:
 
 
 # Made by 'make init' or by the owner of the stack, or by running it; and paths inside the containers.
-OWNED = re.compile(r"\.env|secrets/|compose\.override\.yaml|local\.mk|nginx/local\.d/\*\.conf|\./data|\./import|import/.*"
-                   r"|/data/.*|data/.*|\.venv")  # fmt: skip
+OWNED = re.compile(
+    r"\.env|\.venv|secrets/|compose\.override\.yaml|local\.mk|nginx/local\.d/\*\.conf"
+    r"|\./data|\./import|import/.*|/data/.*|data/.*"
+)
 
 
 def readme_names(tree: Tree) -> list[str]:
@@ -459,7 +489,9 @@ def readme_names(tree: Tree) -> list[str]:
             exists = quoted in tree.files or any(name.startswith(quoted.rstrip("/") + "/") for name in tree.files)
             found += [f"README.md: there is no {quoted}"] * (not exists and not OWNED.fullmatch(quoted))
         elif re.fullmatch(r"[A-Z][A-Z0-9_]{3,}", quoted):
-            found += [f"README.md: {quoted} is no setting"] * (not re.search(rf"(?m)^#?{quoted}=", tree.files[".env.example"]))
+            found += [f"README.md: {quoted} is no setting"] * (
+                not re.search(rf"(?m)^#?{quoted}=", tree.files[".env.example"])
+            )
     for secret in re.findall(r"secrets/([\w.]+\w)", readme):
         found += [f"README.md: there is no secrets/{secret}"] * (secret not in model["secrets"])
     diagram = re.findall(r"(?s)```mermaid\n(.*?)```", readme)
@@ -482,7 +514,7 @@ def broken_links(tree: Tree) -> list[str]:
 
 
 def markdown_faults(name: str, text: str, files: Any) -> list[str]:
-    """Return the broken links of one Markdown text; `files` holds every path that exists (folders need not be in it)."""
+    """Return the broken links of one Markdown text; `files` holds the path of every file that exists."""
     found, prose = [], re.sub(r"(?ms)^```.*?^```$", "", text)
     headings = {_anchor(title) for title in re.findall(r"(?m)^#+ (.*)$", prose)}
     for target in re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", prose) + re.findall(r"(?m)^\[[^\]]+\]: (\S+)", prose):
@@ -546,7 +578,9 @@ def loader_variables(tree: Tree) -> list[str]:
     if "pgloader/migration.load" not in tree.files:
         return []
     given = set(load_yaml(tree.files["compose.yaml"])["services"]["pgloader"]["environment"])
-    given |= {name for line in re.findall(r"(?m)^export (.*)$", tree.files["pgloader/entrypoint.sh"]) for name in line.split()}
+    given |= {
+        name for line in re.findall(r"(?m)^export (.*)$", tree.files["pgloader/entrypoint.sh"]) for name in line.split()
+    }
     used = set(re.findall(r"\{\{([A-Z_]+)\}\}", tree.files["pgloader/migration.load"]))
     return [f"pgloader/migration.load: nobody sets {name}" for name in sorted(used - given)]
 

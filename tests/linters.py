@@ -88,8 +88,11 @@ def shfmt_faults(trees: list[Tree]) -> list[Fault]:
 
 def scripts(trees: list[Tree]) -> list[tuple[Tree, str]]:
     """Return every distinct shell script."""
-    return [(tree, name) for tree, name in distinct(trees, lambda name: not name.endswith(".py"))
-            if name.endswith(".sh") or re.match(r"#!.*\bsh\n", tree.files[name])]  # fmt: skip
+    return [
+        (tree, name)
+        for tree, name in distinct(trees, lambda name: not name.endswith(".py"))
+        if name.endswith(".sh") or re.match(r"#!.*\bsh\n", tree.files[name])
+    ]
 
 
 def ruff_faults(trees: list[Tree]) -> list[Fault]:
@@ -131,7 +134,9 @@ def precommit_faults(trees: list[Tree], scratch: Path) -> list[Fault]:
     found = []
     for tree, name in distinct(trees, lambda name: name == ".pre-commit-config.yaml"):
         hooks = set(re.findall(r"- id: ([\w-]+)", tree.files[name]))
-        found += [(tree, f"{name}: the tests do not know the hook {hook}") for hook in sorted(hooks - {*HOOKS, *ELSEWHERE})]
+        found += [
+            (tree, f"{name}: the tests do not know the hook {hook}") for hook in sorted(hooks - {*HOOKS, *ELSEWHERE})
+        ]
     files = []  # copies, because some hooks write
     for tree, name in distinct(trees, lambda name: not re.fullmatch(r"mlflow/requirements/.*\.txt", name)):
         copy = scratch / hashlib.sha256(tree.files[name].encode()).hexdigest()[:16] / Path(name).name

@@ -33,6 +33,9 @@ case "$*" in
 esac
 """
 
+# What the host of these tests does not have, whatever this machine has.
+ABSENT = ("docker", "copier", "pre-commit", "uv")
+
 
 @pytest.fixture
 def host(trees: list[Tree], tmp_path: Path) -> Callable[..., tuple[Path, dict[str, str]]]:
@@ -42,7 +45,7 @@ def host(trees: list[Tree], tmp_path: Path) -> Callable[..., tuple[Path, dict[st
         (programs := tmp_path / "bin").mkdir()
         for folder in ("/usr/bin", "/bin"):
             for program in Path(folder).iterdir():
-                if not program.name.startswith("docker") and not (programs / program.name).exists():
+                if not program.name.startswith(ABSENT) and not (programs / program.name).exists():
                     (programs / program.name).symlink_to(program)
         if docker:
             (programs / "docker").write_text(docker)
@@ -131,7 +134,10 @@ def test_make_fails_too(host: Callable[..., tuple[Path, dict[str, str]]]) -> Non
 
 @pytest.mark.parametrize(
     ("script", "words"),
-    [("scripts/lint.sh", "lint: error: neither pre-commit nor uv"), ("scripts/update.sh", "update: error: neither copier nor uv")],
+    [
+        ("scripts/lint.sh", "lint: error: neither pre-commit nor uv"),
+        ("scripts/update.sh", "update: error: neither copier nor uv"),
+    ],
 )
 def test_a_missing_tool_is_named(host: Callable[..., tuple[Path, dict[str, str]]], script: str, words: str) -> None:
     """Each says where to get it."""

@@ -16,7 +16,9 @@ def sources(template: Path) -> set[str]:
     """Return the paths that the files of template/ get in a stack."""
     folder = template / "template"
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    return {name.removesuffix(".jinja").replace("{{ _copier_conf.answers_file }}", ".copier-answers.yml") for name in names}
+    return {
+        name.removesuffix(".jinja").replace("{{ _copier_conf.answers_file }}", ".copier-answers.yml") for name in names
+    }
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -85,8 +87,10 @@ def test_every_choice_changes_the_stack(trees: list[Tree]) -> None:
     for question in ("backend", "artifact_store", "artifact_access", "reverse_proxy", "auth", "url_prefix"):
         values = choices(question) if question != "url_prefix" else ["", "/mlflow"]
         for one, other in itertools.combinations(values, 2):
-            pairs = [(by_answers.get(_key(answers | {question: one})), by_answers.get(_key(answers | {question: other})))
-                     for answers in every_product()]  # fmt: skip
+            pairs = [
+                (by_answers.get(_key(answers | {question: one})), by_answers.get(_key(answers | {question: other})))
+                for answers in every_product()
+            ]
             both = [(a, b) for a, b in pairs if a and b]
             assert both, (question, one, other)
             assert all(_without_answers(a) != _without_answers(b) for a, b in both), (question, one, other)

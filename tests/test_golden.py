@@ -88,8 +88,9 @@ def differences(rendered: dict[str, tuple[str, bool]], kept: dict[str, tuple[str
             found.append(f"{name}: can {'now' if runs else 'no longer'} be run")
         if text != old:
             lines = zip(text.splitlines() + [""], old.splitlines() + [""], strict=False)
-            number, (new_line, old_line) = next(((n, pair) for n, pair in enumerate(lines, 1) if pair[0] != pair[1]),
-                                                (0, ("more or fewer lines", "")))  # fmt: skip
+            number, (new_line, old_line) = next(
+                ((n, pair) for n, pair in enumerate(lines, 1) if pair[0] != pair[1]), (0, ("more or fewer lines", ""))
+            )
             found.append(f"{name}:{number}: was {old_line!r}, is {new_line!r}")
     return found
 

@@ -1,4 +1,4 @@
-"""`make init`, really run for every distinct scripts/init.sh: it makes .env and the secrets, and keeps what is there."""
+"""`make init`, run for every distinct scripts/init.sh: it makes .env and the secrets, and keeps what is there."""
 
 import os
 import re
@@ -62,8 +62,11 @@ def faults_of_init(tree: Tree, stack: Path) -> list[str]:
     if first.returncode or first.stderr:
         return [f"ended with {first.returncode}: {first.stderr}"]
     declared = load_yaml(tree.files["compose.yaml"])["secrets"]
-    found = [f"secrets {name}: its file is {body['file']}" for name, body in declared.items()
-             if body["file"].removeprefix("./") != f"secrets/{name}"]  # fmt: skip
+    found = [
+        f"secrets {name}: its file is {body['file']}"
+        for name, body in declared.items()
+        if body["file"].removeprefix("./") != f"secrets/{name}"
+    ]
     made = {path.name for path in secrets.iterdir()}
     if made != set(declared) - LATER:
         found.append(f"made and not declared, or declared and not made: {sorted(made ^ (set(declared) - LATER))}")
@@ -76,12 +79,16 @@ def faults_of_init(tree: Tree, stack: Path) -> list[str]:
     for name, value in values.items():
         if name in given(tree):
             found += [f"{name} is not empty"] * bool(value)
-            found += [f"does not say what belongs in {name}"] * (f"secrets/{name}" not in first.stdout and name not in NOT_NAMED)
+            found += [f"does not say what belongs in {name}"] * (
+                f"secrets/{name}" not in first.stdout and name not in NOT_NAMED
+            )
         elif name != "passwd" and len(value) < 20:
             found.append(f"{name} is weak or empty: {len(value)} characters")
         if value.strip() and any(word in first.stdout for word in re.findall(r"[\w-]{20,}", value)):
             found.append(f"printed the secret {name}")
-    weak = [name for name, value in values.items() if name != "passwd" and value and list(values.values()).count(value) > 1]
+    weak = [
+        name for name, value in values.items() if name != "passwd" and value and list(values.values()).count(value) > 1
+    ]
     found += [f"{name} is the same as another" for name in weak]
     settings = env_of(stack)
     required = re.findall(r"(?m)^([A-Z0-9_]+)=", tree.files[".env.example"])
@@ -95,7 +102,9 @@ def faults_of_init(tree: Tree, stack: Path) -> list[str]:
     before = state(stack)
     second, after = init(stack), state(stack)
     if second.returncode or after != before:
-        changed = sorted(Path(path).name for path in before.keys() | after.keys() if before.get(path) != after.get(path))
+        changed = sorted(
+            Path(path).name for path in before.keys() | after.keys() if before.get(path) != after.get(path)
+        )
         found.append(f"the second run changed the content, mode or time of {changed} {second.stderr}")
     if re.search(r"\bmade\b", second.stdout):
         found.append(f"the second run says that it made something: {second.stdout}")
@@ -132,7 +141,9 @@ def test_what_is_set_stays(stack: Callable[..., Path]) -> None:
     (folder / "secrets").mkdir()
     (folder / "secrets" / "db_password").write_text("p@ss:w/o#rd%1[]")
     (folder / "secrets" / "mine").write_text("x")
-    (folder / ".env.example").write_text((folder / ".env.example").read_text() + "\n# New in the template.\nNEW_KEY=1\n")
+    (folder / ".env.example").write_text(
+        (folder / ".env.example").read_text() + "\n# New in the template.\nNEW_KEY=1\n"
+    )
     done = init(folder)
     assert done.returncode == 0, done.stderr
     assert (folder / ".env").read_text() == "MINE=a b 'c' $d\n# a comment\nSTACK_GID=777\nSTACK_UID=777\nNEW_KEY=1\n"

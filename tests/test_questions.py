@@ -35,7 +35,12 @@ def answers_of(project: Path) -> dict[str, Any]:
 EFFECTS: list[tuple[Answers, str, list[str], list[str]]] = [
     ({}, "compose.yaml", ["name: copie000", "127.0.0.1:${HTTP_PORT:-5000}:5000"], ["nginx", "postgres"]),
     ({"project_name": "my-stack"}, "compose.yaml", ["name: my-stack\n", "my-stack-mlflow:"], ["copie000"]),
-    ({"project_name": "my_stack", "artifact_store": "s3"}, "compose.yaml", ["my-stack-artifacts"], ["my_stack-artifacts"]),
+    (
+        {"project_name": "my_stack", "artifact_store": "s3"},
+        "compose.yaml",
+        ["my-stack-artifacts"],
+        ["my_stack-artifacts"],
+    ),
     ({"backend": "sqlite"}, "compose.yaml", ["STACK_BACKEND: sqlite", "mlflow-data:/data"], ["DB_HOST"]),
     ({"backend": "postgres"}, "compose.yaml", ["  postgres:", "postgres-data:", "DB_HOST: postgres"], ["DB_HOST:?"]),
     ({"backend": "managed"}, "compose.yaml", ["${DB_HOST:?", "verify-full"], ["  postgres:", "postgres-data"]),
@@ -43,7 +48,12 @@ EFFECTS: list[tuple[Answers, str, list[str], list[str]]] = [
     ({"artifact_store": "minio"}, "compose.yaml", ["  object-store:", "silo"], ["seaweedfs"]),
     ({"artifact_store": "s3"}, "compose.yaml", ["s3://${S3_BUCKET:-copie000-artifacts}"], ["object-store"]),
     ({"artifact_store": "s3", "bucket": "other"}, "README.md", ["`other`"], ["copie000-artifacts"]),
-    ({"artifact_store": "s3", "s3_region": "eu-west-3"}, "compose.yaml", ["AWS_DEFAULT_REGION:-eu-west-3"], ["us-east-1"]),
+    (
+        {"artifact_store": "s3", "s3_region": "eu-west-3"},
+        "compose.yaml",
+        ["AWS_DEFAULT_REGION:-eu-west-3"],
+        ["us-east-1"],
+    ),
     ({"artifact_store": "azure"}, "compose.yaml", ["wasbs://", "AZURE_CONTAINER:-mlflow}"], ["s3://"]),
     ({"artifact_store": "azure", "azure_account": "acme1"}, "compose.yaml", ["AZURE_ACCOUNT:-acme1}"], []),
     ({"artifact_store": "azure", "azure_container": "runs"}, "compose.yaml", ["AZURE_CONTAINER:-runs}"], []),
@@ -81,7 +91,9 @@ EFFECTS: list[tuple[Answers, str, list[str], list[str]]] = [
 
 
 @pytest.mark.parametrize(
-    ("answers", "name", "there", "absent"), EFFECTS, ids=["-".join(map(str, e[0].values())) or "default" for e in EFFECTS]
+    ("answers", "name", "there", "absent"),
+    EFFECTS,
+    ids=["-".join(map(str, e[0].values())) or "default" for e in EFFECTS],
 )
 def test_an_answer_has_its_effect(
     copy: Callable[..., Path], answers: Answers, name: str, there: list[str], absent: list[str]
@@ -223,8 +235,25 @@ VALUES: dict[str, tuple[Answers, list[Any], list[Any]]] = {
     "bucket": (
         {"artifact_store": "s3"},
         ["abc", "my-bucket", "0-0", "a" * 63],
-        ["", "ab", "a" * 64, "A-b", "-abc", "abc-", "a_b", "a.b", "192.168.5.4", "xn--abc", "sthree-abc", "abc-s3alias",
-         "abc--ol-s3", "s3://abc", "a b c", "abc\n", "${x}"],
+        [
+            "",
+            "ab",
+            "a" * 64,
+            "A-b",
+            "-abc",
+            "abc-",
+            "a_b",
+            "a.b",
+            "192.168.5.4",
+            "xn--abc",
+            "sthree-abc",
+            "abc-s3alias",
+            "abc--ol-s3",
+            "s3://abc",
+            "a b c",
+            "abc\n",
+            "${x}",
+        ],
     ),
     "s3_region": (
         {"artifact_store": "s3"},
@@ -243,19 +272,65 @@ VALUES: dict[str, tuple[Answers, list[Any], list[Any]]] = {
     ),
     "domain": (
         {"reverse_proxy": "nginx"},
-        ["localhost", "mlflow", "mlflow.example.com", "a-b.example", "xn--bcher-kva.example", "1a.example",
-         ".".join(["a" * 63] * 3)],
-        ["", "http://x", "x:80", "x/y", "-a.b", "a-.b", "a..b", ".a", "a.", "A.b", "a_b.c", "é.de", "1.2.3.4", "*", "*.a.b",
-         "a b", "a" * 64, LONG, "a.b\n", "${x}"],
+        [
+            "localhost",
+            "mlflow",
+            "mlflow.example.com",
+            "a-b.example",
+            "xn--bcher-kva.example",
+            "1a.example",
+            ".".join(["a" * 63] * 3),
+        ],
+        [
+            "",
+            "http://x",
+            "x:80",
+            "x/y",
+            "-a.b",
+            "a-.b",
+            "a..b",
+            ".a",
+            "a.",
+            "A.b",
+            "a_b.c",
+            "é.de",
+            "1.2.3.4",
+            "*",
+            "*.a.b",
+            "a b",
+            "a" * 64,
+            LONG,
+            "a.b\n",
+            "${x}",
+        ],
     ),
     "url_prefix": (
         {"reverse_proxy": "nginx"},
         ["", "/mlflow", "/a/b", "/team-1/ml_flow.v2"],
-        ["mlflow", "/", "/mlflow/", "//a", "/a//b", "/A", "/a b", "/é", "/a?b", "/api", "/static-files", "/healthz", "/..",
-         "/a/../b", "/a\n", "/${x}", "/a;b", "/a$b", "http://x/y"],
+        [
+            "mlflow",
+            "/",
+            "/mlflow/",
+            "//a",
+            "/a//b",
+            "/A",
+            "/a b",
+            "/é",
+            "/a?b",
+            "/api",
+            "/static-files",
+            "/healthz",
+            "/..",
+            "/a/../b",
+            "/a\n",
+            "/${x}",
+            "/a;b",
+            "/a$b",
+            "http://x/y",
+        ],
     ),
     "http_port": ({}, [1, 80, 5000, 65535], [0, -1, 65536, 100000]),
-}  # fmt: skip
+}
 GOOD = [(question, value) for question, (_, good, _) in VALUES.items() for value in good]
 BAD = [(question, value) for question, (_, _, bad) in VALUES.items() for value in bad]
 GOOGLE = [("goog-mlflow", "goog"), ("my-google-bucket", "google"), ("Ab", "bucket must be 3 to 63")]

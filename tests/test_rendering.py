@@ -38,7 +38,18 @@ def test_a_skip_can_be_forbidden(tmp_path: Path, forbidden: bool) -> None:
     )
     (tmp_path / "test_two.py").write_text("import pytest\npytest.skip('whole', allow_module_level=True)\n")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "needs", "-p", "no:cacheprovider", "-ra", "--continue-on-collection-errors", str(tmp_path)],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "needs",
+            "-p",
+            "no:cacheprovider",
+            "-ra",
+            "--continue-on-collection-errors",
+            str(tmp_path),
+        ],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parent), "MLFLOW_STACK_NO_SKIPS": str(int(forbidden))},
         cwd=tmp_path,
         capture_output=True,

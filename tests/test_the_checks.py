@@ -103,7 +103,7 @@ PLANTS = [
     (invariants.answers_file, ".copier-answers.yml", "", "mlflow_version: 3.17.2\n", "keeps mlflow_version"),
     (invariants.answers_file, ".copier-answers.yml", "", "purpose: 1.2.3\n", "a version or a secret"),
     (invariants.answers_file, ".copier-answers.yml", "backend: postgres", "backend: sqlite", "'postgres' was given"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(
@@ -128,8 +128,11 @@ def test_a_word_is_found_in_each_part(trees: list[Tree]) -> None:
     """Every list of words matches something where its part was chosen, so none of them is misspelt."""
     for part, (is_chosen, _) in invariants.WORDS.items():
         chosen = [tree for tree in trees if is_chosen(tree.answers)]
-        hits = [tree for tree in chosen if any(part == named for name, text in tree.files.items()
-                                               for named, _ in invariants._named(name, text))]  # fmt: skip
+        hits = [
+            tree
+            for tree in chosen
+            if any(part == named for name, text in tree.files.items() for named, _ in invariants._named(name, text))
+        ]
         assert chosen and len(hits) == len(chosen), part
 
 

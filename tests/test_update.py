@@ -67,7 +67,11 @@ def tagged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     commit(source, "one", "v1.0.0")
     # A change of a default, a new setting, a new target, a new section, a new version, a new file.
     edit(source / "extensions/compose/mlflow.yaml.jinja", "stop_grace_period: 30s", "stop_grace_period: 45s")
-    edit(source / "extensions/compose/mlflow-image.yaml.jinja", "    TMPDIR: /var/tmp\n", "    TMPDIR: /var/tmp\n    MLFLOW_NEW:\n")
+    edit(
+        source / "extensions/compose/mlflow-image.yaml.jinja",
+        "    TMPDIR: /var/tmp\n",
+        "    TMPDIR: /var/tmp\n    MLFLOW_NEW:\n",
+    )
     edit(source / "template/.env.example.jinja", "\n# Images", "\n# New.\n#MLFLOW_NEW=1\n\n# Images")
     edit(source / "template/Makefile.jinja", "\n-include", "\nnew: ## do something new\n\t@echo new\n\n-include")
     edit(source / "template/README.md.jinja", "\n## Which files", "\n## New\n\nNew.\n\n## Which files")
@@ -103,8 +107,11 @@ def update(stack: Path, version: str, **answers: Any) -> None:
 
 def conflicts(stack: Path) -> list[str]:
     """Return the files in which an update met an edit."""
-    marked = [str(path.relative_to(stack)) for path in stack.rglob("*") if path.is_file() and ".git" not in path.parts
-              and re.search(rb"(?m)^(<<<<<<<|>>>>>>>) ", path.read_bytes())]  # fmt: skip
+    marked = [
+        str(path.relative_to(stack))
+        for path in stack.rglob("*")
+        if path.is_file() and ".git" not in path.parts and re.search(rb"(?m)^(<<<<<<<|>>>>>>>) ", path.read_bytes())
+    ]
     return marked + [str(path.relative_to(stack)) for path in stack.rglob("*.rej")]
 
 
@@ -157,7 +164,9 @@ def test_an_edit_of_the_same_line_is_a_visible_conflict(tagged: Path, tmp_path: 
     (bin_ := tmp_path / "bin").mkdir()
     (bin_ / "copier").write_text("#!/bin/sh\n")
     (bin_ / "copier").chmod(0o755)
-    done = subprocess.run(["scripts/update.sh"], cwd=stack, env={"PATH": f"{bin_}:/usr/bin:/bin"}, capture_output=True, text=True)
+    done = subprocess.run(
+        ["scripts/update.sh"], cwd=stack, env={"PATH": f"{bin_}:/usr/bin:/bin"}, capture_output=True, text=True
+    )
     assert done.returncode == 1
     assert done.stderr.startswith("update: error: ") and done.stderr.endswith("compose.yaml\n")
 

@@ -40,9 +40,7 @@ def checkout(tmp_path: Path) -> Path:
 
 def make(checkout: Path, target: str) -> str:
     """Run a target of the template's Makefile; return its output."""
-    env = {
-        k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "MLFLOW_", "VIRTUAL_ENV"))
-    }
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "MLFLOW_", "VIRTUAL_ENV"))}
     done = subprocess.run(
         ["make", target], cwd=checkout, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         timeout=900,

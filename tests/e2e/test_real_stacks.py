@@ -148,9 +148,7 @@ def experiments(stack: Path) -> list[str]:
 
 def test_data_survives_down_and_up(stack: Path) -> None:
     before = experiments(stack)
-    assert any(name != "Default" for name in before), (
-        "the check's own, deleted, experiment is in the database"
-    )
+    assert any(name != "Default" for name in before), "the check's own, deleted, experiment is in the database"
     make(stack, "down")
     assert leftovers(setting(stack, "project_name"), "container", "network") == []
     make(stack, "up")
@@ -242,9 +240,7 @@ def test_pgloader_loads_the_rows_of_a_sqlite_file(stack: Path) -> None:
         "import mlflow; mlflow.set_experiment('from-sqlite')\n"
         "with mlflow.start_run(run_name='old'): mlflow.log_metrics({'a': 1.5, 'b': float('inf')})"
     )
-    made = run(
-        "env", "MLFLOW_TRACKING_URI=sqlite:///import/mlflow.db", sys.executable, "-c", script, cwd=stack
-    )
+    made = run("env", "MLFLOW_TRACKING_URI=sqlite:///import/mlflow.db", sys.executable, "-c", script, cwd=stack)
     assert made.returncode == 0, made.stderr
     make(stack, "down")
     for command in (

@@ -83,10 +83,7 @@ def test_tls_options(stack, tmp_path):
     ],
 )
 def test_what_is_hopeless(message, hopeless):
-    assert (
-        bool(postgres.remedy(f'connection to server at "db" (10.0.0.2), port 5432 failed: {message}'))
-        is hopeless
-    )
+    assert bool(postgres.remedy(f'connection to server at "db" (10.0.0.2), port 5432 failed: {message}')) is hopeless
 
 
 def test_gist_of_a_message():

@@ -87,9 +87,7 @@ def test_a_small_stack_has_only_its_commands(tmp_path):
 
     def stackops(*args, **env):
         command = [sys.executable, "-m", "stackops", *args]
-        return subprocess.run(
-            command, env={"PYTHONPATH": str(tmp_path), **env}, capture_output=True, text=True
-        )
+        return subprocess.run(command, env={"PYTHONPATH": str(tmp_path), **env}, capture_output=True, text=True)
 
     text = stackops("--help").stdout
     assert re.findall(r"^    (\w+) ", text, re.M) == ["check", "prepare", "ready", "serve"]
@@ -237,18 +235,14 @@ def test_htpasswd_line(capsys, monkeypatch):
     assert cli.main(["htpasswd", "admin"]) == 0
     name, _, value = capsys.readouterr().out.rstrip("\n").partition(":")
     assert name == "admin" and value.startswith("$6$") and "rounds=" not in value
-    assert hashes.sha512_crypt.verify(password, value) and not hashes.sha512_crypt.verify(
-        password + "x", value
-    )
+    assert hashes.sha512_crypt.verify(password, value) and not hashes.sha512_crypt.verify(password + "x", value)
     if openssl := shutil.which("openssl"):
         salt = value.split("$")[2]
         command = [openssl, "passwd", "-6", "-salt", salt, "-stdin"]
         assert subprocess.run(command, input=password, capture_output=True, text=True).stdout.strip() == value
 
 
-@pytest.mark.parametrize(
-    ("name", "password"), [("a:b", "x"), ("", "x"), ("a b", "x"), ("a", ""), ("a", "x\ty")]
-)
+@pytest.mark.parametrize(("name", "password"), [("a:b", "x"), ("", "x"), ("a b", "x"), ("a", ""), ("a", "x\ty")])
 def test_htpasswd_refuses(name, password):
     from stackops import htpasswd
 

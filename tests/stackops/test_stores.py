@@ -34,9 +34,7 @@ def test_location(module, uri, expected):
     assert module.destination({"ARTIFACT_URI": uri}) == "relay:" + uri.rstrip("/")
 
 
-@pytest.mark.parametrize(
-    ("module", "uri"), [(s3, "b"), (s3, "gs://b"), (gcs, "s3://b"), (azure, "wasbs://c@a")]
-)
+@pytest.mark.parametrize(("module", "uri"), [(s3, "b"), (s3, "gs://b"), (gcs, "s3://b"), (azure, "wasbs://c@a")])
 def test_wrong_address(module, uri):
     with pytest.raises(StackError, match="must look like"):
         module.location({"ARTIFACT_URI": uri})

@@ -1,6 +1,6 @@
 """How many server processes and database connections fit. Arithmetic only, apart from `machine()`.
 
-Figures measured with MLflow 3.17.2: a server without job processes needs about 370 MiB with one worker and
+Figures measured with MLflow 3.17: a server without job processes needs about 370 MiB with one worker and
 200 MiB more for each further one; more workers than CPUs bring nothing.
 """
 
