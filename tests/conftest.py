@@ -1,5 +1,6 @@
 """Fixtures that the render tests share, and the options and hooks of the whole suite."""
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,7 +49,9 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trees(template: Path, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> list[Tree]:
+def trees(
+    template: Path, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> Iterator[list[Tree]]:
     """Every valid combination, each rendered once for the whole run."""
     started, base = time.monotonic(), tmp_path_factory.getbasetemp() / "trees"
     jobs = [(base / f"{number:03}" / "demo-stack", answers) for number, answers in enumerate(valid())]
@@ -56,7 +59,8 @@ def trees(template: Path, tmp_path_factory: pytest.TempPathFactory, pytestconfig
     found = [read_tree(root, answers) for root, answers in jobs]
     seconds = time.monotonic() - started
     pytestconfig.stash[RENDERED] = f"{len(found)} combinations rendered in {seconds:.0f} s"
-    return found
+    yield found
+    shutil.rmtree(base)  # 150 MB, and pytest would keep those of three runs
 
 
 @pytest.fixture

@@ -585,6 +585,30 @@ def loader_variables(tree: Tree) -> list[str]:
     return [f"pgloader/migration.load: nobody sets {name}" for name in sorted(used - given)]
 
 
+def dockerfiles(tree: Tree) -> list[str]:
+    """Each base image can be replaced by a variable, the last user is a number, and a build sees no secret."""
+    found = []
+    for name in (name for name in tree.files if name.endswith("Dockerfile")):
+        text = tree.files[name]
+        stages = {"${" + argument + "}" for argument in re.findall(r"(?m)^ARG (\w+_IMAGE)=", text)}
+        for base in re.findall(r"(?m)^FROM (\S+)", text):
+            found += [f"{name}: FROM {base} is no variable with a default"] * (base not in stages)
+        users = re.findall(r"(?m)^USER (.*)$", text)
+        if not users or not re.fullmatch(r"[1-9]\d*:[1-9]\d*", users[-1]):
+            found.append(f"{name}: does not end as a numeric user without root's rights")
+        if re.search(r"(?mi)^# *syntax *=", text):
+            found.append(f"{name}: needs a frontend image that nobody asked for")
+        if re.search(r"(?m)^(CMD|ENTRYPOINT) (?!\[)", text):
+            found.append(f"{name}: starts a shell, which keeps SIGTERM to itself")
+        if re.search(r"(?mi)^(ARG|ENV) .*(passw|secret|token)", text):
+            found.append(f"{name}: a secret would stay in the image")
+    if not re.search(r"(?m)^\*$", tree.files[".dockerignore"]) or re.search(
+        r"(?m)^!(\.env|secrets)", tree.files[".dockerignore"]
+    ):
+        found.append(".dockerignore: the build sees more than it needs")
+    return found
+
+
 def answers_file(tree: Tree) -> list[str]:
     """The answers file holds the answers that were given: no version, no secret, nothing computed."""
     kept = load_yaml(tree.files[".copier-answers.yml"])
@@ -629,5 +653,6 @@ CHECKS: tuple[Check, ...] = (
     parses,
     executables,
     loader_variables,
+    dockerfiles,
     answers_file,
 )

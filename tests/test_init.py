@@ -196,3 +196,29 @@ def test_a_file_that_cannot_be_written_is_an_error(stack: Callable[..., Path]) -
     done = init(folder)
     assert done.returncode != 0 and "secrets" in done.stderr
     assert (folder / "secrets").read_text() == "in the way"
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ("", "{public}"),
+        ("HTTP_PORT=9999\n", "{other_port}"),
+        ("PUBLIC_URL=https://ml.example.org/x\nHTTP_PORT=1\n", "https://ml.example.org/x"),
+    ],
+)
+def test_the_address(trees: list[Tree], tmp_path: Path, settings: str, expected: str) -> None:
+    """scripts/url.sh prints what the answers and .env say, with .env and without."""
+    for number, (tree, _) in enumerate(distinct(trees, lambda name: name == "scripts/url.sh")):
+        answers = tree.answers
+        host, port = (answers["domain"], 8080) if answers["reverse_proxy"] != "none" else ("localhost", 5000)
+        urls = {
+            "public": f"http://{host}:{port}{answers['url_prefix']}",
+            "other_port": f"http://{host}:9999{answers['url_prefix']}",
+        }
+        stack = tmp_path / str(number)
+        shutil.copytree(tree.root / "scripts", stack / "scripts")
+        if settings:
+            (stack / ".env").write_text(settings)
+        done = subprocess.run(["scripts/url.sh"], cwd=stack, check=True, capture_output=True, text=True)
+        assert done.stdout.strip() == expected.format(**urls), tree.name
+        assert urls["public"] in tree.files["README.md"], tree.name

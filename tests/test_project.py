@@ -30,7 +30,7 @@ FORBIDDEN = {
         r"(?i)--(extra-)?index" + r"-url\s+\S|https?://[^\s/]*(pypi|nexus|artifactory|mirror)[^\s/]*/sim" + "ple"
     ),
     "who wrote it": re.compile(
-        r"(?i)\b(co-authored" + r"-by|a" + r"nthropic|cl" + r"aude|open" + r"ai|chat" + r"gpt|cop" + r"ilot)\b"
+        r"(?i)\b(co-authored" + r"-by|cl" + r"aude|sub-?ag" + r"ent|the project's le" + r"ad)\b"
     ),
     "work to be done": re.compile("TO" + "DO|FIX" + "ME|XX" + "X"),
 }

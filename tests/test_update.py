@@ -239,16 +239,16 @@ def test_a_refused_pair_on_update_leaves_the_stack_alone(tagged: Path, tmp_path:
 
 
 def releases() -> dict[str, str]:
-    """Return commit by version of every released version, found by its message: tags may not travel with a clone."""
+    """Return commit by version, newest first, found by the message: tags may not travel with a clone."""
     lines = git(ROOT, "log", "--format=%H %s").splitlines()
     found = (re.fullmatch(r"(\w+) Release (v\d+\.\d+\.\d+)", line) for line in lines)
     return {match[2]: match[1] for match in found if match}
 
 
 def test_every_release_updates_to_what_is_here(tmp_path: Path) -> None:
-    """From every released version, each stack updates without a conflict to what a fresh rendering gives.
+    """From every released version, stacks update without a conflict to what a fresh rendering gives.
 
-    Before the first release, and in a clone without history, there is nothing to update from.
+    From the newest one each of the stacks above, from older ones the team's, to save time. Before the first release, and in a clone without history, there is nothing to update from.
     """
     known = releases()
     source = tmp_path / "template"
@@ -263,8 +263,9 @@ def test_every_release_updates_to_what_is_here(tmp_path: Path) -> None:
         git(source, "add", "--all")
         git(source, "commit", "--quiet", "--allow-empty", "--message", "Here")
         git(source, "tag", "--annotate", "v99.0.0", "--message", "v99.0.0")
-    for version in known:
-        for name, answers in STACKS.items():
+    for number, version in enumerate(known):
+        for name in STACKS if number == 0 else ["team"]:
+            answers = STACKS[name]
             folder = tmp_path / version / name
             stack = stack_from(source, folder / "demo", answers, version)
             give_to_owner(stack)

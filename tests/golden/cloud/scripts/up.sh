@@ -1,0 +1,61 @@
+#!/bin/sh
+# Builds and starts the stack and waits until it is ready; says in one sentence what is wrong if it is not.
+set -eu
+cd "$(dirname "$0")/.."
+
+die() {
+  printf 'up: error: %s\n' "$*" >&2
+  exit 1
+}
+
+command -v docker >/dev/null || die "Docker is not installed: see https://docs.docker.com/engine/install/"
+version=$(docker compose version --short 2>/dev/null) ||
+  die "this Docker has no Compose v2: install its Compose plugin, version 2.24 or later (docker-compose v1 is too old)"
+version=${version#v}
+major=${version%%.*} minor=${version#*.}
+minor=${minor%%.*}
+if [ "$major" -lt 2 ] || { [ "$major" -eq 2 ] && [ "$minor" -lt 24 ]; }; then
+  die "Docker Compose $version is too old: version 2.24 or later is needed"
+fi
+docker info >/dev/null 2>&1 || die "no Docker engine answers: start it, or see that $(id -un) may use it"
+[ -f .env ] || die "there is no .env: run 'make init'"
+[ -n "$(sed -n 's/^DB_HOST=//p' .env)" ] || die "DB_HOST in .env is empty: put in the address of your PostgreSQL server"
+[ -s secrets/db_password ] || die "secrets/db_password is empty: put in the password of the database user"
+docker compose config --quiet || die "compose.yaml, compose.override.yaml or .env is not valid, see above"
+
+docker compose build
+if [ ! -s secrets/htpasswd ]; then
+  umask 077
+  docker compose run --rm -T --no-deps mlflow htpasswd admin <secrets/admin_password >secrets/.htpasswd.new
+  if [ "$(id -u)" -eq 0 ]; then
+    chown "$(sed -n 's/^STACK_UID=//p' .env):$(sed -n 's/^STACK_GID=//p' .env)" secrets/.htpasswd.new
+  fi
+  mv secrets/.htpasswd.new secrets/htpasswd
+fi
+
+# Of a job that failed, its last line is the reason; of a container that could not start, the engine's word.
+explain() {
+  docker compose ps --all --format '{{.Name}} {{.Service}} {{.State}} {{.ExitCode}} {{.Health}}' |
+    while read -r name service state code health; do
+      error=$(docker inspect --format '{{.State.Error}}' "$name" 2>/dev/null)
+      case $error in
+        *"already allocated"* | *"already in use"*)
+          die "a port that $service needs is in use: choose another in .env (HTTP_PORT)"
+          ;;
+        ?*) die "$service did not start: $error" ;;
+      esac
+      case "$state $code $health" in
+        "exited 0 "*) ;;
+        exited* | restarting*) die "$(docker logs --tail 1 "$name" 2>&1)" ;;
+        *unhealthy)
+          die "$service is not ready: $(docker inspect --format '{{range .State.Health.Log}}{{println .Output}}{{end}}' "$name" | grep . | tail -n 1)"
+          ;;
+      esac
+    done
+}
+
+if ! docker compose up --detach --wait; then
+  explain
+  die "the stack did not become ready: see 'make logs'"
+fi
+echo "cloud is ready: $(scripts/url.sh), user admin, password in secrets/admin_password"
