@@ -248,7 +248,8 @@ def releases() -> dict[str, str]:
 def test_every_release_updates_to_what_is_here(tmp_path: Path) -> None:
     """From every released version, stacks update without a conflict to what a fresh rendering gives.
 
-    From the newest one each of the stacks above, from older ones the team's, to save time. Before the first release, and in a clone without history, there is nothing to update from.
+    From the newest one each of the stacks above, from older ones the team's, to save time. Before the first
+    release, and in a clone without history, there is nothing to update from.
     """
     known = releases()
     source = tmp_path / "template"
