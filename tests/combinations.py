@@ -25,6 +25,27 @@ REFUSED: tuple[tuple[dict[str, str], str], ...] = (
         "choose proxied, or an object store.",
     ),
     (
+        {"artifact_store": "local", "artifact_access": "presigned"},
+        "artifact_access=presigned cannot work with artifact_store=local, because clients cannot reach the server's "
+        "disk; choose proxied, or an S3 store.",
+    ),
+    *(
+        (
+            {"artifact_store": store, "artifact_access": "presigned"},
+            f"artifact_access=presigned cannot work with artifact_store={store}, because MLflow signs downloads for S3 "
+            "only; choose proxied or direct.",
+        )
+        for store in ("azure", "gcs")
+    ),
+    *(
+        (
+            {"artifact_store": store, "artifact_access": "presigned", "reverse_proxy": "none"},
+            "artifact_access=presigned with a store in this stack needs a reverse proxy, because the proxy publishes "
+            "the store under the name that the server signs; choose reverse_proxy=nginx, or artifact_access=proxied.",
+        )
+        for store in ("seaweedfs", "minio")
+    ),
+    (
         {"reverse_proxy": "none", "auth": "basic"},
         "auth=basic needs a reverse proxy, because the proxy asks for the password; "
         "choose reverse_proxy=nginx, or auth=mlflow.",
@@ -88,7 +109,15 @@ def every_product() -> list[Answers]:
     for values in itertools.product(*(choices(name) for name in names), PREFIXES):
         answers: Answers = {"project_name": "demo-stack", **dict(zip((*names, "url_prefix"), values, strict=True))}
         # Either domain, decided by the name, so that it is the same in every run and tied to no other answer.
-        answers["domain"] = DOMAINS[zlib.crc32(name_of(answers).encode()) % len(DOMAINS)]
+        number = zlib.crc32(name_of(answers).encode())
+        answers["domain"] = DOMAINS[number % len(DOMAINS)]
+        # Likewise a host name of its own for a store that the proxy publishes.
+        if (
+            answers["artifact_store"] in ("seaweedfs", "minio")
+            and answers["artifact_access"] != "proxied"
+            and answers["reverse_proxy"] != "none"
+        ):
+            answers["store_domain"] = ("", "s3.example.com")[number // 2 % 2]
         found.append(answers)
     return found
 

@@ -180,7 +180,7 @@ def _ports(model: Model, answers: Answers) -> list[str]:
 def _networks(model: Model, answers: Answers) -> list[str]:
     """The database and the store are on a network without a way out; the proxy is not on it unless it leads there."""
     networks, found = model["networks"], []
-    direct = answers["artifact_access"] == "direct" and "object-store" in model["services"]
+    published = answers["artifact_access"] != "proxied" and "object-store" in model["services"]
     inside = {name for name in ("postgres", "object-store", "object-store-init") if name in model["services"]}
     inside |= {"pgloader"} if answers["backend"] == "postgres" else set()
     if inside and not networks["data"].get("internal"):
@@ -193,13 +193,23 @@ def _networks(model: Model, answers: Answers) -> list[str]:
         if service.get("network_mode"):
             found.append(f"{name}: network_mode is {service['network_mode']}")
         wanted = {"data"} if name in inside else {"edge"}
-        if name == "object-store" and direct and answers["reverse_proxy"] == "none":
+        if name == "object-store" and published and answers["reverse_proxy"] == "none":
             wanted = {"data", "edge"}
-        if (name in ("mlflow", "migrate") and inside) or (name == "nginx" and direct):
+        if (name in ("mlflow", "migrate") and inside) or (name == "nginx" and published):
             wanted = {"data", "edge"}
         if joined != wanted:
             found.append(f"{name}: is on the networks {sorted(joined)} and not on {sorted(wanted)}")
     return found
+
+
+def _store_url(model: Model, answers: Answers) -> str | None:
+    """Return the address that the server signs: a port that nginx publishes, under the name that clients know."""
+    if answers["artifact_access"] != "presigned" or "object-store" not in model["services"]:
+        return None
+    ports = {port["target"]: port["published"] for port in model["services"]["nginx"]["ports"]}
+    if name := answers.get("store_domain"):
+        return f"http://{name}:{ports[8080]}"
+    return f"http://{answers['domain']}:{next(published for target, published in ports.items() if target != 8080)}"
 
 
 def _settings(model: Model, answers: Answers) -> list[str]:
@@ -209,6 +219,7 @@ def _settings(model: Model, answers: Answers) -> list[str]:
         "STACK_BACKEND": "sqlite" if answers["backend"] == "sqlite" else "postgres",
         "STACK_STORE": {"minio": "s3", "seaweedfs": "s3"}.get(answers["artifact_store"], answers["artifact_store"]),
         "ARTIFACT_ACCESS": answers["artifact_access"],
+        "STORE_URL": _store_url(model, answers),
         "STACK_AUTH": answers["auth"],
     }
     found = [

@@ -71,6 +71,8 @@ def expected_files(answers: Answers) -> set[str]:
         files |= {"stackops/stackops/stores/local.py"}
     if store in S3_STORES:
         files |= {"stackops/stackops/stores/s3.py", *_locked("s3")}
+    if answers["artifact_access"] == "presigned":
+        files |= {"stackops/stackops/stores/presigned.py"}
     if store in ("azure", "gcs"):
         files |= {f"stackops/stackops/stores/{store}.py", *_locked(store)}
     if store in SELF_HOSTED:
@@ -238,10 +240,21 @@ WORDS: dict[str, tuple[Callable[[Answers], bool], str]] = {
     "Azure": (lambda a: a["artifact_store"] == "azure", r"azure|wasbs|blob\.core|blob storage"),
     "Google": (lambda a: a["artifact_store"] == "gcs", r"(\b|_)gcs(\b|_)|\bgs:|google"),
     "a way into our store": (
-        lambda a: a["artifact_access"] == "direct" and a["artifact_store"] in SELF_HOSTED,
-        r"client_s3_credentials|STORE_PORT",
+        lambda a: (
+            a["artifact_access"] != "proxied" and a["artifact_store"] in SELF_HOSTED and not a.get("store_domain")
+        ),
+        r"STORE_PORT",
     ),
-    "direct access": (lambda a: a["artifact_access"] == "direct", r"artifacts go straight|artifact_access: direct"),
+    "a client's key": (
+        lambda a: a["artifact_access"] == "direct" and a["artifact_store"] in SELF_HOSTED,
+        r"client_s3_credentials",
+    ),
+    "direct access": (lambda a: a["artifact_access"] == "direct", r"artifact_access: direct"),
+    "presigned links": (
+        lambda a: a["artifact_access"] == "presigned",
+        r"artifact_access: presigned|STORE_URL|the server signs",
+    ),
+    "a way past the server": (lambda a: a["artifact_access"] != "proxied", r"artifacts go straight"),
     "nginx": (lambda a: a["reverse_proxy"] == "nginx", r"nginx|htpasswd"),
     "a prefix": (lambda a: bool(a["url_prefix"]), r"X-Forwarded-Prefix|strips the prefix"),
     "the proxy's login": (lambda a: a["auth"] == "basic", r"htpasswd|auth_basic_user|libpass"),
@@ -624,6 +637,7 @@ def answers_file(tree: Tree) -> list[str]:
 
 ASKED = {
     "project_name",
+    "store_domain",
     "purpose",
     "backend",
     "artifact_store",

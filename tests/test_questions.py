@@ -64,6 +64,23 @@ EFFECTS: list[tuple[Answers, str, list[str], list[str]]] = [
         ["ARTIFACT_ACCESS: direct", "client_s3_credentials", "STORE_PORT"],
         ["ARTIFACT_ACCESS: proxied"],
     ),
+    (
+        {"artifact_store": "seaweedfs", "artifact_access": "presigned"},
+        "compose.yaml",
+        ["ARTIFACT_ACCESS: presigned", "STORE_URL: ${STORE_URL:-http://localhost:${STORE_PORT:-8333}}", "  nginx:"],
+        ["client_s3_credentials"],
+    ),
+    (
+        {
+            "artifact_store": "minio",
+            "artifact_access": "presigned",
+            "domain": "ml.example.org",
+            "store_domain": "s3.example.org",
+        },
+        "compose.yaml",
+        ["STORE_URL: ${STORE_URL:-http://s3.example.org:${HTTP_PORT:-8080}}"],
+        ["STORE_PORT"],
+    ),
     ({"reverse_proxy": "nginx"}, "compose.yaml", ["  nginx:", "HTTP_PORT:-8080"], ["HTTP_PORT:-5000"]),
     (
         {"reverse_proxy": "nginx", "domain": "ml.example.org"},

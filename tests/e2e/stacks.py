@@ -119,7 +119,13 @@ class Stack:
         """What the stack publishes: name:port as people write it -> address:port on this machine."""
         port = self.settings().get("HTTP_PORT") or str(self.answers["http_port"])
         host = self.url.split("//")[1].split("/")[0].rpartition(":")[0]
-        return {f"{host}:{port}": f"127.0.0.1:{port}"}
+        doors = {f"{host}:{port}": f"127.0.0.1:{port}"}
+        if self.answers["artifact_store"] in ("seaweedfs", "minio") and self.answers["artifact_access"] != "proxied":
+            name, store_port = self.answers.get("store_domain"), self.settings()["STORE_PORT"]
+            doors |= (
+                {f"{name}:{port}": f"127.0.0.1:{port}"} if name else {f"{host}:{store_port}": f"127.0.0.1:{store_port}"}
+            )
+        return doors
 
     def login(self) -> dict[str, str]:
         """Return the variables with which the stock client signs in as admin."""

@@ -50,6 +50,7 @@ def test_optional_modules_name_only_their_own_part():
         "sqlite": "sqlite",
         "postgres": "postgres psycopg",
         "s3": "s3 boto aws",
+        "presigned": "s3 boto",
         "azure": "azure wasbs",
         "gcs": "gcs google",
     }

@@ -1,5 +1,6 @@
 """MLflow's own users and permissions (its basic-auth app)."""
 
+import secrets as tokens
 from collections.abc import Callable, Mapping
 
 from stackops import schema, settings
@@ -37,6 +38,8 @@ def environment(env: Mapping[str, str], secrets: settings.Secrets) -> dict[str, 
         "MLFLOW_AUTH_ADMIN_USERNAME": ADMIN,
         "MLFLOW_AUTH_ADMIN_PASSWORD": password,
         "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.need("flask_secret_key"),
+        # With which MLflow's own jobs call its gateway; `mlflow server` makes it for its app basic-auth only.
+        "_MLFLOW_INTERNAL_GATEWAY_AUTH_TOKEN": tokens.token_hex(32),
     }
 
 

@@ -1,4 +1,7 @@
-"""Creates the stack's own bucket if it is missing, with the store's admin key. Safe to run again."""
+"""Creates the stack's own bucket if it is missing, with the store's admin key. Safe to run again.
+
+CORS_ALLOWED_ORIGINS, if it is set, names the pages from which browsers may fetch objects by presigned URLs.
+"""
 
 import argparse
 import configparser
@@ -50,6 +53,9 @@ def run(args: argparse.Namespace) -> None:
     while True:
         try:
             print(f"{where}: {'created' if create(client, name) else 'exists'}", flush=True)
+            if origins := env.get("CORS_ALLOWED_ORIGINS"):
+                allow(client, name, origins.split(","))
+                print(f"{where}: open to browsers on {origins}", flush=True)
             return
         except ClientError as error:
             if (
@@ -82,3 +88,15 @@ def create(client, name: str) -> bool:
         return True
     except (client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
         return False
+
+
+def allow(client, name: str, origins: list[str]) -> None:
+    """Let browsers on pages of `origins` read and write with presigned URLs (CORS)."""
+    rule = {
+        "AllowedOrigins": origins,
+        "AllowedMethods": ["GET", "HEAD", "PUT"],
+        "AllowedHeaders": ["*"],
+        "ExposeHeaders": ["ETag", "Content-Length", "Content-Range"],
+        "MaxAgeSeconds": 3600,
+    }
+    client.put_bucket_cors(Bucket=name, CORSConfiguration={"CORSRules": [rule]})

@@ -64,5 +64,5 @@ def run(args: argparse.Namespace) -> None:
     check_port(env["MLFLOW_HOST"], env["MLFLOW_PORT"])
     if count := clear_spool(env, time.time()):
         print(f"removed {count} left-over temporary folders", flush=True)
-    command = settings.server_command(env)
+    command = settings.server_command()
     os.execve(sys.executable, command, env)

@@ -185,10 +185,9 @@ def runtime_files(env: Mapping[str, str]) -> dict[str, str]:
     return {str(folder / name): text for name, text in files.items()}
 
 
-def server_command(env: Mapping[str, str]) -> list[str]:
-    """Return the command line of the server; all settings but one have an environment variable."""
-    app = ["--app-name", "basic-auth"] if accounts(present(env)) else []
-    return [sys.executable, "-P", "-m", "mlflow", "server", *app]
+def server_command() -> list[str]:
+    """Return the command line of the server; the application (app.py) has no environment variable."""
+    return [sys.executable, "-P", "-m", "mlflow", "server", "--app-name", "stackops"]
 
 
 def write_private(files: Mapping[str, str]) -> None:

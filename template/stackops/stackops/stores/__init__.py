@@ -10,4 +10,15 @@ Every module offers the same functions:
     Writes, reads and deletes one small object called `name`; raises StackError with the cause.
 `settle()` (optional)
     Adjusts this process's client library before MLflow uses it.
+
+A store elsewhere also offers what the streams of the server go through. All of it blocks, and raises what the
+client library raises:
+
+`Writer(uri)`
+    One object that is being written: either `whole(file)`, or `part(file)` for each part in order and then
+    `finish()`, or `abort()`. Nothing is there for readers before the end.
+`read(uri, chunk)`
+    The size of an object in bytes, and an iterator over its content.
+`missing(error)`
+    Whether an exception of the client library says that there is no such object.
 """

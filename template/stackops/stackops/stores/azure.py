@@ -4,9 +4,13 @@ MLflow signs in with AZURE_STORAGE_CONNECTION_STRING if it exists, else with azu
 (mlflow/store/artifact/azure_blob_artifact_repo.py), so an empty one must not be in the environment.
 """
 
+import functools
+import mimetypes
 import os
 import re
-from collections.abc import Mapping
+from base64 import b64encode
+from collections.abc import Iterator, Mapping
+from typing import BinaryIO
 
 from stackops.errors import StackError, one_line
 from stackops.settings import Secrets, artifact_uri
@@ -57,14 +61,63 @@ def probe(env: Mapping[str, str], name: str) -> None:
         raise StackError(f"{where}: it gave back other bytes than were written")
 
 
-def _service(host: str):
+def _service(host: str, **options: object):
     from azure.storage.blob import BlobServiceClient
 
+    options = {**TIMEOUTS, **options}
     if text := os.environ.get("AZURE_STORAGE_CONNECTION_STRING"):
-        return BlobServiceClient.from_connection_string(text, **TIMEOUTS)
+        return BlobServiceClient.from_connection_string(text, **options)
     from azure.identity import DefaultAzureCredential
 
-    return BlobServiceClient(f"https://{host}", credential=DefaultAzureCredential(), **TIMEOUTS)
+    return BlobServiceClient(f"https://{host}", credential=DefaultAzureCredential(), **options)
+
+
+@functools.cache
+def _transfers(host: str):
+    return _service(host, read_timeout=60, retry_total=3)
+
+
+def _blob(uri: str):
+    container, account, domain, name = URI.fullmatch(uri).groups()
+    return _transfers(f"{account}.{domain}").get_blob_client(container, name)
+
+
+class Writer:
+    """Writes one blob in blocks; see stores/__init__.py."""
+
+    def __init__(self, uri: str):
+        from azure.storage.blob import ContentSettings
+
+        self.blob, self.blocks = _blob(uri), []
+        self.settings = ContentSettings(content_type=mimetypes.guess_type(uri)[0])
+
+    def whole(self, body: BinaryIO) -> None:
+        """Write the blob in one go."""
+        self.blob.upload_blob(body, overwrite=True, content_settings=self.settings)
+
+    def part(self, body: BinaryIO) -> None:
+        """Write the next block."""
+        name = b64encode(b"%08d" % len(self.blocks)).decode()
+        self.blob.stage_block(name, body)
+        self.blocks.append(name)
+
+    def finish(self) -> None:
+        """Make the blob of its blocks."""
+        self.blob.commit_block_list(self.blocks, content_settings=self.settings)
+
+    def abort(self) -> None:
+        """Nothing is to be done: Azure drops blocks that nobody commits after a week."""
+
+
+def read(uri: str, chunk: int) -> tuple[int, Iterator[bytes]]:
+    """Return the blob's size in bytes and its content in pieces (Azure's client chooses their size)."""
+    found = _blob(uri).download_blob()
+    return found.size, found.chunks()
+
+
+def missing(error: Exception) -> bool:
+    """Return whether `error` says that there is no such blob."""
+    return getattr(error, "status_code", None) == 404
 
 
 def explain(error: Exception, where: str) -> StackError:

@@ -3,7 +3,11 @@
 Credentials are a service account's key file or the machine's identity.
 """
 
-from collections.abc import Mapping
+import functools
+import mimetypes
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from stackops.errors import StackError, one_line
@@ -11,6 +15,8 @@ from stackops.settings import Secrets, artifact_uri
 
 TIMEOUT = (4, 8)
 KEY = "gcs_credentials.json"
+CHUNK = 8 << 20
+"""Bytes of one request of a resumable upload or of a download: a multiple of 256 KiB."""
 
 
 def destination(env: Mapping[str, str]) -> str:
@@ -55,6 +61,65 @@ def probe(env: Mapping[str, str], name: str) -> None:
         raise explain(error, where) from None
     if not intact:
         raise StackError(f"{where}: it gave back other bytes than were written")
+
+
+@functools.cache
+def _transfers():
+    from google.cloud import storage
+
+    return storage.Client()
+
+
+def _blob(uri: str):
+    bucket, _, name = uri.removeprefix("gs://").partition("/")
+    return _transfers().bucket(bucket).blob(name, chunk_size=CHUNK)
+
+
+class Writer:
+    """Writes one object by a resumable upload; see stores/__init__.py."""
+
+    def __init__(self, uri: str):
+        self.blob, self.stream = _blob(uri), None
+        self.kind = mimetypes.guess_type(uri)[0]
+
+    def whole(self, body: BinaryIO) -> None:
+        """Write the object in one go."""
+        self.blob.upload_from_file(body, size=body.seek(0, 2), rewind=True, content_type=self.kind)
+
+    def part(self, body: BinaryIO) -> None:
+        """Write the next part."""
+        if self.stream is None:
+            self.stream = self.blob.open("wb", content_type=self.kind, ignore_flush=True)
+        shutil.copyfileobj(body, self.stream, 1 << 20)
+
+    def finish(self) -> None:
+        """End the upload: only now is the object there."""
+        self.stream.close()
+
+    def abort(self) -> None:
+        """Throw away what was written: an upload without its end is no object."""
+        if self.stream:
+            self.stream.terminate()
+
+
+def read(uri: str, chunk: int) -> tuple[int, Iterator[bytes]]:
+    """Return the object's size in bytes and its content in pieces of `chunk` bytes."""
+    blob = _blob(uri)
+    blob.reload()
+
+    def pieces() -> Iterator[bytes]:
+        with blob.open("rb") as stream:
+            while piece := stream.read(chunk):
+                yield piece
+
+    return blob.size, pieces()
+
+
+def missing(error: Exception) -> bool:
+    """Return whether `error` says that there is no such object."""
+    from google.api_core.exceptions import NotFound
+
+    return isinstance(error, NotFound)
 
 
 def explain(error: Exception, where: str) -> StackError:

@@ -3,15 +3,22 @@
 boto3 finds credentials and region by itself: AWS_SHARED_CREDENTIALS_FILE, a role of the machine, and so on.
 """
 
+import functools
 import json
-from collections.abc import Mapping
+import mimetypes
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from stackops.errors import StackError, one_line
 from stackops.settings import Secrets, artifact_uri
 
 TIMEOUTS = {"connect_timeout": 4, "read_timeout": 8, "retries": {"total_max_attempts": 2, "mode": "standard"}}
+
+PART_ARGUMENTS = ("SSECustomerAlgorithm", "SSECustomerKey", "SSECustomerKeyMD5", "RequestPayer")
+"""What of MLFLOW_S3_UPLOAD_EXTRA_ARGS each part of a large upload needs as well."""
 
 CAUSES = {
     "NoSuchBucket": "there is no such bucket; create it, or correct the bucket's name in .env",
@@ -119,6 +126,86 @@ def probe(env: Mapping[str, str], name: str) -> None:
         raise explain(error, where) from None
     if not intact:
         raise StackError(f"{where}: it gave back other bytes than were written")
+
+
+@functools.cache
+def transfers():
+    """Return the boto3 client for streamed objects; a role's credentials it renews by itself."""
+    import boto3
+    from botocore.config import Config
+
+    style = os.environ.get("MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE", "auto")
+    insecure = os.environ.get("MLFLOW_S3_IGNORE_TLS", "").lower() in ("true", "1")
+    return boto3.client(
+        "s3",
+        endpoint_url=os.environ.get("MLFLOW_S3_ENDPOINT_URL") or None,
+        verify=False if insecure else None,
+        config=Config(
+            signature_version="s3v4",
+            s3={"addressing_style": style},
+            connect_timeout=TIMEOUTS["connect_timeout"],
+            read_timeout=60,
+            max_pool_connections=50,
+        ),
+    )
+
+
+def _owner() -> dict[str, str]:
+    owner = os.environ.get("MLFLOW_S3_EXPECTED_BUCKET_OWNER")
+    return {"ExpectedBucketOwner": owner} if owner else {}
+
+
+def _place(uri: str) -> dict[str, str]:
+    parts = urlsplit(uri, allow_fragments=False)
+    return {"Bucket": parts.netloc, "Key": uri.removeprefix(f"s3://{parts.netloc}/"), **_owner()}
+
+
+class Writer:
+    """Writes one object in parts; see stores/__init__.py."""
+
+    def __init__(self, uri: str):
+        self.client, self.place, self.upload, self.tags = transfers(), _place(uri), None, []
+        kind, encoding = mimetypes.guess_type(uri)
+        self.extra = {
+            **({"ContentType": kind} if kind else {}),
+            **({"ContentEncoding": encoding} if encoding else {}),
+            **json.loads(os.environ.get("MLFLOW_S3_UPLOAD_EXTRA_ARGS") or "{}"),
+        }
+
+    def whole(self, body: BinaryIO) -> None:
+        """Write the object in one request."""
+        self.client.put_object(**self.place, Body=body, **self.extra)
+
+    def part(self, body: BinaryIO) -> None:
+        """Write the next part."""
+        if self.upload is None:
+            made = self.client.create_multipart_upload(**self.place, **self.extra)
+            self.upload = {**self.place, "UploadId": made["UploadId"]}
+        number = len(self.tags) + 1
+        extra = {name: value for name, value in self.extra.items() if name in PART_ARGUMENTS}
+        sent = self.client.upload_part(**self.upload, PartNumber=number, Body=body, **extra)
+        self.tags.append({"PartNumber": number, "ETag": sent["ETag"]})
+
+    def finish(self) -> None:
+        """Make the object of its parts."""
+        self.client.complete_multipart_upload(**self.upload, MultipartUpload={"Parts": self.tags})
+
+    def abort(self) -> None:
+        """Throw the parts away."""
+        if self.upload:
+            self.client.abort_multipart_upload(**self.upload)
+
+
+def read(uri: str, chunk: int) -> tuple[int, Iterator[bytes]]:
+    """Return the object's size in bytes and its content in pieces of `chunk` bytes."""
+    found = transfers().get_object(**_place(uri))
+    return found["ContentLength"], found["Body"].iter_chunks(chunk)
+
+
+def missing(error: Exception) -> bool:
+    """Return whether `error` says that there is no such object."""
+    code = getattr(error, "response", {}).get("Error", {}).get("Code")
+    return code in ("NoSuchKey", "404")
 
 
 def settle() -> None:
