@@ -2,12 +2,12 @@
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from needs import chromium
-from playwright.sync_api import ConsoleMessage, Page, Request, Response, expect, sync_playwright
+from playwright.sync_api import ConsoleMessage, Error, Page, Request, Response, expect, sync_playwright
 from stacks import ROOT, Stack
 
 SCREENSHOTS = ROOT / "build" / "screenshots"
@@ -31,12 +31,13 @@ class Visit:
     name: str  # of the stack, for the screenshots
     troubles: list[str] = field(default_factory=list)
     urls: list[str] = field(default_factory=list)  # of all requests
+    disturbed: bool = False  # the network of the machine changed, and Chromium dropped its connections
 
     def __post_init__(self) -> None:
         self.page.on("console", self._console)
         self.page.on("pageerror", lambda error: self._trouble(f"error: {error}"))
         self.page.on("request", lambda request: self.urls.append(request.url))
-        self.page.on("requestfailed", lambda request: self._trouble(f"failed: {_words(request)} {request.failure}"))
+        self.page.on("requestfailed", self._failed)
         self.page.on("response", self._response)
 
     def _trouble(self, text: str) -> None:
@@ -46,6 +47,10 @@ class Visit:
     def _console(self, message: ConsoleMessage) -> None:
         if message.type == "error":
             self._trouble(f"console: {message.text} {message.location['url']}")
+
+    def _failed(self, request: Request) -> None:
+        self.disturbed |= request.failure == "net::ERR_NETWORK_CHANGED"
+        self._trouble(f"failed: {_words(request)} {request.failure}")
 
     def _response(self, response: Response) -> None:
         if response.status >= 400:
@@ -93,3 +98,24 @@ def visit(stack: Stack, doors: Mapping[str, str] | None = None) -> Iterator[Visi
         yield Visit(context.new_page(), stack.name)
         context.close()
         browser.close()
+
+
+def undisturbed(
+    stack: Stack, tour: Callable[[Visit, str], None], doors: Mapping[str, str] | None = None, tries: int = 4
+) -> Visit:
+    """Open a browser as `visit` does, run `tour` in it, and return the visit.
+
+    Chromium drops all connections when a network interface of the machine comes or goes, for instance that of
+    somebody's container. Such a visit tells nothing about the stack, so another one is made; `tour` also gets a
+    word that is new in each, for the names of what it makes.
+    """
+    for number in range(1, tries + 1):
+        with visit(stack, doors) as seen:
+            try:
+                tour(seen, f"visit-{number}")
+            except (Error, AssertionError):
+                if not seen.disturbed:
+                    raise
+        if not seen.disturbed:
+            return seen
+    raise AssertionError(f"the network of this machine changed during each of {tries} visits")

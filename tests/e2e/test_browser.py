@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from browser import Visit, visit
+from browser import Visit, undisturbed
 from needs import chromium
 from playwright.sync_api import expect
 from stacks import Stack, run, stack
@@ -33,22 +33,23 @@ STACKS: dict[str, dict[str, Any]] = {
 }
 
 LOG = """
-import json
+import json, sys
 import mlflow, numpy
+word = sys.argv[1]
 
 class Doubles(mlflow.pyfunc.PythonModel):
     def predict(self, context, model_input):
         return model_input * 2
 
-experiment = mlflow.set_experiment("for-the-browser")
-with mlflow.start_run(run_name="first-name") as run:
+experiment = mlflow.set_experiment(f"experiment of {word}")
+with mlflow.start_run(run_name=f"first name of {word}") as run:
     mlflow.log_params({"depth": 3, "optimizer": "adam"})
     for step in range(20):
         mlflow.log_metric("loss", 1 / (step + 1), step=step)
     mlflow.log_text("hello from the client", "notes/greeting.txt")
     mlflow.log_image(numpy.full((40, 60, 3), [200, 30, 30], dtype=numpy.uint8), "picture.png")
     mlflow.pyfunc.log_model(
-        name="model", python_model=Doubles(), pip_requirements=[], registered_model_name="doubles")
+        name="model", python_model=Doubles(), pip_requirements=[], registered_model_name=f"doubles-{word}")
 with mlflow.start_span(name="asked-by-the-client") as span:
     span.set_inputs({"question": "how deep?"})
     span.set_outputs({"answer": "three"})
@@ -71,35 +72,38 @@ def check_user_interface(started: Stack) -> None:
 
     Works on any stack that runs; what the stack publishes must be in its `doors`.
     """
-    logged = json.loads(started.client(LOG).splitlines()[-1])
-    with visit(started) as seen:
-        look_around(seen, started.url, **logged)
-        rename_the_run(seen, started.url, **logged)
+
+    def tour(seen: Visit, word: str) -> None:
+        logged = json.loads(started.client(LOG, word).splitlines()[-1])
+        look_around(seen, started.url, word, **logged)
+        rename_the_run(seen, started.url, word, **logged)
+
+    seen = undisturbed(started, tour)
     assert seen.troubles == []
     host, prefix = urlsplit(started.url).netloc, started.answers["url_prefix"]
     if started.answers["artifact_access"] == "proxied":
         assert seen.hosts == {host}
     else:
-        assert seen.hosts == set(started.doors), "the bytes of artifacts come from the store, the rest does not"
+        assert seen.hosts == set(started.doors), "downloads come from the store, and the rest does not"
     paths = {urlsplit(url).path for url in seen.urls if urlsplit(url).netloc == host}
     assert f"{prefix}/graphql" in paths
     assert all(path.startswith(f"{prefix}/") for path in paths), "nothing is asked for beside the prefix"
 
 
-def look_around(seen: Visit, url: str, experiment: str, run: str) -> None:
+def look_around(seen: Visit, url: str, word: str, experiment: str, run: str) -> None:
     """Go through the pages of what LOG logged."""
     page = seen.page
     page.goto(f"{url}/#/experiments")
-    seen.sees("for-the-browser")
+    seen.sees(f"experiment of {word}")
     seen.keep("experiments")
 
     page.goto(f"{url}/#/experiments/{experiment}/runs")
-    seen.sees("first-name")
+    seen.sees(f"first name of {word}")
     seen.sees("1 matching run")
     seen.keep("runs")
 
     page.goto(f"{url}/#/experiments/{experiment}/runs/{run}")
-    for text in ("first-name", "depth", "optimizer", "adam", "loss", "0.05", "Finished"):
+    for text in (f"first name of {word}", "depth", "optimizer", "adam", "loss", "0.05", "Finished"):
         seen.sees(text)
     seen.keep("run")
 
@@ -128,9 +132,9 @@ def look_around(seen: Visit, url: str, experiment: str, run: str) -> None:
     assert picture.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [60, 40]
     seen.keep("artifact-image")
 
-    page.goto(f"{url}/#/models/doubles")
+    page.goto(f"{url}/#/models/doubles-{word}")
     page.get_by_text("Version 1", exact=True).click()
-    seen.sees("first-name")
+    seen.sees(f"first name of {word}")
     seen.sees("Schema")
     seen.keep("model")
 
@@ -141,18 +145,18 @@ def look_around(seen: Visit, url: str, experiment: str, run: str) -> None:
     seen.keep("trace")
 
 
-def rename_the_run(seen: Visit, url: str, experiment: str, run: str) -> None:
+def rename_the_run(seen: Visit, url: str, word: str, experiment: str, run: str) -> None:
     """Change the run's name; a fresh page shows the new one."""
     page = seen.page
     page.goto(f"{url}/#/experiments/{experiment}/runs/{run}")
     page.get_by_test_id("overflow-menu-trigger").click()
     page.get_by_role("menuitem", name="Rename").click()
-    page.get_by_label("New run name").fill("second-name")
+    page.get_by_label("New run name").fill(f"second name of {word}")
     with page.expect_response("**/runs/update") as update:
         page.get_by_role("button", name="Save").click()
     assert update.value.status == 200
     page.reload()
-    seen.sees("second-name")
+    seen.sees(f"second name of {word}")
     seen.keep("renamed")
 
 
@@ -241,26 +245,30 @@ def test_https_and_other_sites(started: Stack, tmp_path: Path) -> None:
             "mlflow.example.com:443": f"127.0.0.1:{port}",
             "other.example.com:443": f"127.0.0.1:{other_port}",
         }
-        with visit(started, doors) as seen:
-            page = seen.page
-            page.goto(f"{started.url}/#/experiments")
-            page.get_by_test_id("create-experiment-button").click()
-            page.get_by_label("Experiment Name").fill("made-over-https")
-            with page.expect_response("**/experiments/create") as own:
-                page.get_by_role("dialog").get_by_role("button", name="Create").click()
-            assert own.value.status == 200
-            assert own.value.request.all_headers()["origin"] == "https://mlflow.example.com"
-            seen.sees("made-over-https")
-            assert seen.troubles == []
+        undisturbed(started, functools.partial(write_from_two_sites, started.url), doors)
 
-            # Of the same domain, so the browser sends the login along.
-            page.goto("https://other.example.com/index.html")
-            with page.expect_response("**/experiments/create") as foreign:
-                page.evaluate(CROSS_SITE_POST, f"{started.url}/ajax-api/2.0/mlflow/experiments/create")
-            assert foreign.value.request.all_headers()["origin"] == "https://other.example.com"
-            assert foreign.value.status == 403
 
-            page.goto(f"{started.url}/#/experiments")
-            seen.sees("made-over-https")
-            expect(page.get_by_text("from-another-site")).to_have_count(0)
-            seen.keep("https")
+def write_from_two_sites(url: str, seen: Visit, word: str) -> None:
+    """Make an experiment on the stack's own pages; try the same from another site's."""
+    page = seen.page
+    page.goto(f"{url}/#/experiments")
+    page.get_by_test_id("create-experiment-button").click()
+    page.get_by_label("Experiment Name").fill(f"made in {word}")
+    with page.expect_response("**/experiments/create") as own:
+        page.get_by_role("dialog").get_by_role("button", name="Create").click()
+    assert own.value.status == 200
+    assert own.value.request.all_headers()["origin"] == "https://mlflow.example.com"
+    seen.sees(f"made in {word}")
+    assert seen.troubles == []
+
+    # Of the same domain, so the browser sends the login along.
+    page.goto("https://other.example.com/index.html")
+    with page.expect_response("**/experiments/create") as foreign:
+        page.evaluate(CROSS_SITE_POST, f"{url}/ajax-api/2.0/mlflow/experiments/create")
+    assert foreign.value.request.all_headers()["origin"] == "https://other.example.com"
+    assert foreign.value.status == 403
+
+    page.goto(f"{url}/#/experiments")
+    seen.sees(f"made in {word}")
+    expect(page.get_by_text("from-another-site")).to_have_count(0)
+    seen.keep("https")
