@@ -36,6 +36,7 @@ lock: $(VENV)/copier.stamp ## raise every locked Python package: of the rendered
 	cd template/mlflow/requirements && for set in auth azure basic gcs postgres s3; do $(COMPILE) -c base.txt $$set.in -o $$set.txt || exit 1; done
 	$(COMPILE) requirements.in -o requirements.txt
 	$(COMPILE) tests/requirements.in -o tests/requirements.txt
+	cd tests/clients && for client in *.in; do $(COMPILE) $$client -o $${client%.in}.txt || exit 1; done
 
 clean: demo-stop ## remove what the targets above have made
 	rm -rf build $(VENV)

@@ -27,6 +27,14 @@ def engine() -> None:
         pytest.skip("needs a Docker engine, and none answers")
 
 
+def chromium() -> str:
+    """Return the path of a Chromium; skip where there is none."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if path := shutil.which(name):
+            return path
+    pytest.skip("needs a browser, and there is no chromium (Debian: apt-get install chromium)")
+
+
 @functools.cache
 def _answers(*command: str) -> bool:
     return bool(shutil.which(command[0])) and subprocess.run(command, capture_output=True).returncode == 0
