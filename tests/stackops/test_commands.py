@@ -9,7 +9,9 @@ import sys
 import threading
 import time
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from conftest import PROJECT
@@ -316,6 +318,23 @@ def test_admin_key():
     for wrong in ("", "[default]\n", "no section"):
         with pytest.raises(StackError, match="make init"):
             bucket.admin_key(wrong)
+
+
+def test_parts_of_uploads_that_never_ended_go():
+    """Only those older than a day: another server may be at work on the rest."""
+    from stackops import bucket
+
+    now = datetime(2026, 11, 24, 12, tzinfo=UTC)
+    pages = [
+        {"Uploads": [{"Key": "a/old", "UploadId": "1", "Initiated": now - timedelta(hours=25)}]},
+        {"Uploads": [{"Key": "a/new", "UploadId": "2", "Initiated": now - timedelta(hours=23)}]},
+        {},
+    ]
+    client = mock.Mock()
+    client.get_paginator.return_value.paginate.return_value = pages
+    assert bucket.tidy(client, "b", now) == 1
+    client.get_paginator.assert_called_once_with("list_multipart_uploads")
+    client.abort_multipart_upload.assert_called_once_with(Bucket="b", Key="a/old", UploadId="1")
 
 
 def test_client_environment(stack):
