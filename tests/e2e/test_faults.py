@@ -184,36 +184,44 @@ def psql(stack: Stack, statement: str, database: str = "postgres") -> str:
 
 
 @pytest.fixture(scope="module")
-def flagship(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """nginx with a login, PostgreSQL, SeaweedFS, proxied artifacts; it lives through most of what follows."""
+def three_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """nginx with a login, PostgreSQL, SeaweedFS, proxied artifacts; each server, and its job, three times at once."""
     engine()
     made = rendered(tmp_path_factory.mktemp("flagship"), "faults", {"purpose": "team"})
     try:
+        made.override({"services": {"migrate": {"scale": 3}, "mlflow": {"scale": 3}}})
         made.up()
         yield made
     finally:
         removed(made)
 
 
-def test_three_servers_at_once_on_an_empty_database(flagship: Stack) -> None:
+@pytest.fixture(scope="module")
+def flagship(three_servers: Stack) -> Stack:
+    """The same with one server; it lives through most of what follows."""
+    (three_servers.folder / "compose.override.yaml").unlink(missing_ok=True)
+    three_servers.make("up")
+    return three_servers
+
+
+@pytest.fixture(scope="module")
+def ledger(flagship: Stack) -> Path:
+    """What a few runs left in the flagship."""
+    return log(flagship, "kept", 10)
+
+
+def test_three_servers_at_once_on_an_empty_database(three_servers: Stack) -> None:
     """The tables are made once, all three come up, and all see the same."""
-    flagship.compose("rm", "--stop", "--force", "mlflow", "migrate")
-    psql(flagship, "drop database mlflow with (force)")
-    psql(flagship, "create database mlflow owner mlflow encoding 'UTF8' template template0")
-    flagship.compose("up", "--detach", "--wait", "--scale", "migrate=3", "--scale", "mlflow=3")
-    said = flagship.compose("logs", "--no-log-prefix", "migrate").splitlines()
+    said = three_servers.compose("logs", "--no-log-prefix", "migrate").splitlines()
     assert sorted(re.sub(r" \(?\w+\)?$", "", line) for line in said if line.startswith("schema:")) == [
         "schema: creating the", "schema: now", "schema: up to date", "schema: up to date",
     ]  # fmt: skip
-    servers = flagship.compose("ps", "--quiet", "mlflow").split()
+    servers = three_servers.compose("ps", "--quiet", "mlflow").split()
     assert len(servers) == 3
-    ledger = log(flagship, "three-servers", 8)
+    ledger = log(three_servers, "three-servers", 8)
     for server in servers:
         assert run("docker", "exec", server, "stackops", "ready").returncode == 0
-    compare(flagship, ledger)
-    flagship.make("up")
-    assert len(flagship.compose("ps", "--quiet", "mlflow").split()) == 1
-    compare(flagship, ledger)
+    compare(three_servers, ledger)
 
 
 def test_each_part_is_killed_while_a_client_logs(flagship: Stack) -> None:
@@ -268,12 +276,6 @@ def test_postgres_hangs(flagship: Stack) -> None:
     finally:
         flagship.compose("unpause", "postgres")
     until(lambda: not ready(flagship).returncode, 30, "readiness after Postgres answers again")
-
-
-@pytest.fixture(scope="module")
-def ledger(flagship: Stack) -> Path:
-    """What a few runs left in the flagship, logged after the database was emptied."""
-    return log(flagship, "kept", 10)
 
 
 def test_restart_up_twice_down_and_up(flagship: Stack, ledger: Path) -> None:
@@ -440,26 +442,6 @@ def secret(stack: Stack, name: str, text: str) -> Iterator[None]:
         path.write_text(before)
 
 
-def test_wrong_secrets_of_the_flagship(flagship: Stack, ledger: Path) -> None:
-    """Each ends with its cause, and with the right secret all is as it was."""
-    flagship.make("down")
-    with secret(flagship, "db_password", "wrong\n"):
-        assert re.search(r"database mlflow .* password authentication failed .* secret db_password", fails(flagship))
-    with secret(flagship, "db_password", ""):
-        assert "the secret db_password is missing or empty" in fails(flagship)
-    key = flagship.secret("s3_credentials")
-    with secret(flagship, "s3_credentials", key[:-4] + "XXXX\n"):
-        assert re.search(r"artifact store .* secret key is wrong; check the secret with the S3", fails(flagship))
-    with secret(flagship, "s3_credentials", re.sub(r"(key_id = \w{16})\w{4}", r"\1XXXX", key) + "\n"):
-        assert re.search(r"artifact store .* access key is unknown there; check the secret", fails(flagship))
-    lost = flagship.folder / "secrets" / "db_password"
-    lost.rename(lost.with_name("elsewhere"))  # `make init` makes a new one, which is not the database's
-    assert "password authentication failed" in fails(flagship)
-    lost.with_name("elsewhere").rename(lost)
-    flagship.make("up")
-    compare(flagship, ledger)
-
-
 def run_as_root(stack: Stack, volume: str, command: str, *options: str) -> None:
     """Run a shell command with the volume at /volume, as the administrator of the machine could."""
     image = stack.settings()["MLFLOW_IMAGE"]
@@ -470,30 +452,28 @@ def run_as_root(stack: Stack, volume: str, command: str, *options: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_database_that_may_not_read_its_disk(flagship: Stack, ledger: Path) -> None:
+def test_secrets_and_disks_that_are_not_as_they_were(flagship: Stack, ledger: Path) -> None:
+    """Each ends with its cause, and when it is mended all is as it was."""
     flagship.make("down")
     user = ":".join(flagship.settings()[name] for name in ("STACK_UID", "STACK_GID"))
     run_as_root(flagship, "postgres-data", "chown 0:0 /volume && chmod 700 /volume")
-    try:
-        assert re.search(r"postgres does not start, 'make logs SERVICE=postgres' .*Permission denied", fails(flagship))
-    finally:
-        run_as_root(flagship, "postgres-data", f"chown {user} /volume")
+    assert re.search(r"postgres does not start, 'make logs SERVICE=postgres' .*Permission denied", fails(flagship))
+    run_as_root(flagship, "postgres-data", f"chown {user} /volume")
+    with secret(flagship, "db_password", "wrong\n"):
+        assert re.search(r"database mlflow .* password authentication failed .* secret db_password", fails(flagship))
+    with secret(flagship, "db_password", ""):
+        assert "the secret db_password is missing or empty" in fails(flagship)
+    lost = flagship.folder / "secrets" / "db_password"
+    lost.rename(lost.with_name("elsewhere"))  # `make init` makes a new one, which is not the database's
+    assert "password authentication failed" in fails(flagship)
+    lost.with_name("elsewhere").rename(lost)
+    key = flagship.secret("s3_credentials")
+    with secret(flagship, "s3_credentials", key[:-4] + "XXXX\n"):
+        assert re.search(r"artifact store .* secret key is wrong; check the secret with the S3", fails(flagship))
+    with secret(flagship, "s3_credentials", re.sub(r"(key_id = \w{16})\w{4}", r"\1XXXX", key) + "\n"):
+        assert re.search(r"artifact store .* access key is unknown there; check the secret", fails(flagship))
     flagship.make("up")
     compare(flagship, ledger)
-
-
-def test_a_database_file_that_may_not_be_written(tmp_path: Path) -> None:
-    """SQLite and artifacts on this machine; its owner repairs the volume and goes on."""
-    with stack(tmp_path, "folder", {}) as solo:
-        solo.up()
-        ledger = log(solo, "kept", 3)
-        solo.make("down")
-        user = ":".join(solo.settings()[name] for name in ("STACK_UID", "STACK_GID"))
-        run_as_root(solo, "mlflow-data", "chown -R 0:0 /volume && chmod 755 /volume")
-        assert re.search(r"the database file /data/mlflow.db cannot be used: .* belongs to the user", fails(solo))
-        run_as_root(solo, "mlflow-data", f"chown -R {user} /volume")
-        solo.make("up")
-        compare(solo, ledger)
 
 
 def test_services_elsewhere_that_refuse(flagship: Stack, ledger: Path, tmp_path: Path) -> None:
@@ -573,8 +553,11 @@ print(len(files))
 """
 
 
-def test_the_store_is_full(tmp_path: Path) -> None:
-    """The client hears why, soon; what was stored is intact; with more room it goes on."""
+def test_a_full_store_and_a_database_file_of_another(tmp_path: Path) -> None:
+    """The client hears why, soon; what was stored is intact; with more room it goes on.
+
+    A database file that may not be written ends `make up`; its owner mends it.
+    """
     answers = {"backend": "sqlite", "artifact_store": "seaweedfs", "artifact_access": "proxied"}
     with stack(tmp_path, "full", answers | {"reverse_proxy": "none", "auth": "none"}) as small:
         disk = {"type": "tmpfs", "device": "tmpfs", "o": "size=200m,mode=1777"}
@@ -590,5 +573,13 @@ def test_the_store_is_full(tmp_path: Path) -> None:
         assert small.client(INTACT, run_id, str(files)).strip() == str(len(list(files.iterdir())))
         assert not ready(small).returncode, "reading goes on"
         run_as_root(small, "object-store-data", "mount -o remount,size=600m /volume", "--privileged")
-        compare(small, log(small, "again", 3))
+        ledger = log(small, "again", 3)
+        # And, while it is here, a database file that belongs to somebody else.
+        small.compose("rm", "--stop", "--force", "mlflow", "migrate")
+        user = ":".join(small.settings()[name] for name in ("STACK_UID", "STACK_GID"))
+        run_as_root(small, "mlflow-data", "chown -R 0:0 /volume && chmod 755 /volume")
+        assert re.search(r"the database file /data/mlflow.db cannot be used: .* belongs to the user", fails(small))
+        run_as_root(small, "mlflow-data", f"chown -R {user} /volume")
+        small.make("up")
+        compare(small, ledger)
         assert small.client(INTACT, run_id, str(files)).strip() == str(len(list(files.iterdir())))
