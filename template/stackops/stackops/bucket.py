@@ -68,6 +68,20 @@ def run(args: argparse.Namespace) -> None:
         time.sleep(1)
 
 
+def tidy(client, name: str, now: datetime) -> int:
+    """Delete what killed servers left of multi-part uploads: no listing shows it, and it takes room for ever.
+
+    Returns the number of uploads.
+    """
+    count = 0
+    for page in client.get_paginator("list_multipart_uploads").paginate(Bucket=name):
+        for upload in page.get("Uploads", ()):
+            if now - upload["Initiated"] > ABANDONED:
+                client.abort_multipart_upload(Bucket=name, Key=upload["Key"], UploadId=upload["UploadId"])
+                count += 1
+    return count
+
+
 def create(client, name: str) -> bool:
     """Create the bucket; return whether it was missing."""
     from botocore.exceptions import ClientError
@@ -87,17 +101,3 @@ def create(client, name: str) -> bool:
         return True
     except (client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
         return False
-
-
-def tidy(client, name: str, now: datetime) -> int:
-    """Delete what killed servers left of multi-part uploads: no listing shows it, and it takes room for ever.
-
-    Returns the number of uploads.
-    """
-    count = 0
-    for page in client.get_paginator("list_multipart_uploads").paginate(Bucket=name):
-        for upload in page.get("Uploads", ()):
-            if now - upload["Initiated"] > ABANDONED:
-                client.abort_multipart_upload(Bucket=name, Key=upload["Key"], UploadId=upload["UploadId"])
-                count += 1
-    return count
