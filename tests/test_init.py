@@ -198,6 +198,21 @@ def test_a_file_that_cannot_be_written_is_an_error(stack: Callable[..., Path]) -
     assert (folder / "secrets").read_text() == "in the way"
 
 
+def test_a_secret_of_another_user_is_named(stack: Callable[..., Path], tmp_path: Path) -> None:
+    """The stack could not read it; root would have handed it over."""
+    folder = stack(backend="sqlite")
+    assert init(folder).returncode == 0
+    somebody = tmp_path / "bin" / "id"
+    somebody.parent.mkdir()
+    somebody.write_text("#!/bin/sh\necho 4242\n")
+    somebody.chmod(0o755)
+    done = init(folder, PATH=f"{somebody.parent}:{os.environ['PATH']}")
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"init: error: secrets\S* belongs to another user: run 'sudo chown -R \d+:\d+ secrets'\n", done.stderr
+    )
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [

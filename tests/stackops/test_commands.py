@@ -1,13 +1,17 @@
 """The command line and the commands' decisions."""
 
 import http.server
-import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from unittest import mock
 
 import pytest
 from conftest import PROJECT
@@ -211,20 +215,75 @@ def test_ready_waits(server):
     assert cli.main(["ready", "--url", server.url, "--wait", "10"]) == 0
 
 
-def test_spool_is_cleared_with_care(tmp_path):
-    now = time.time()
-    spool = tmp_path / "spool"
-    spool.mkdir()
-    keep = ["tmpabcdefg1", "mine", "tmp-notes-1", "tmpABCDEFGH"]
-    for name in ["tmpabcdefg0", *keep]:
-        (spool / name).mkdir()
-        (spool / name / "data").write_text("x")
-        os.utime(spool / name, (now - 90_000,) * 2)
-    os.utime(spool / "tmpabcdefg1", (now - 80_000,) * 2)
-    (spool / "tmpabcdefg9").symlink_to(tmp_path)
-    assert serve.clear_spool({"TMPDIR": str(spool)}, now) == 1
-    assert sorted(p.name for p in spool.iterdir()) == sorted([*keep, "tmpabcdefg9"])
-    assert serve.clear_spool({}, now) == 0
+OWN_SPOOL = """
+import sys, time
+from stackops import serve
+print(*serve.own_spool(sys.argv[1]), flush=True)
+time.sleep(60)
+"""
+
+
+def test_temporary_files_of_dead_servers_go(tmp_path):
+    """A server has a folder while it lives, whoever starts beside it; one that was killed loses it."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "server-link").symlink_to(tmp_path / "mine")
+    servers = []
+
+    def start():
+        command = [sys.executable, "-c", OWN_SPOOL, str(tmp_path)]
+        env = {"PYTHONPATH": str(PROJECT), "PYTHONDONTWRITEBYTECODE": "1"}
+        servers.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True))
+        folder, gone = servers[-1].stdout.readline().split()
+        (Path(folder) / "half").write_text("x")
+        return Path(folder), int(gone)
+
+    try:
+        (killed, gone), (living, gone_too) = start(), start()
+        assert (gone, gone_too) == (0, 0) and (killed / "half").exists()
+        servers[0].kill()
+        servers[0].wait()
+        newest, gone = start()
+        assert gone == 1
+        left = {path.name for path in tmp_path.iterdir()}
+        assert left == {"mine", "server-link", living.name, newest.name}
+        assert (living / "half").exists()
+    finally:
+        for server in servers:
+            server.kill()
+            server.communicate()
+
+
+@pytest.mark.parametrize("backend_state", ["empty", "older", "newer", "current"])
+def test_serve_refuses_tables_of_another_version(stack, tmp_path, backend_state):
+    """MLflow itself would make or upgrade the tables as soon as one is missing."""
+    pytest.importorskip("mlflow")
+    from alembic.script import ScriptDirectory
+
+    env = stack(DATA_DIR=str(tmp_path / "data"))
+    (tmp_path / "data").mkdir()
+    directory = ScriptDirectory(str(schema.migrations("store", "db_migrations")))
+    newest = directory.get_current_head()
+    older = directory.get_revision(newest).down_revision
+    revision = {"older": older, "newer": "abcdef123456", "current": newest}.get(backend_state)
+    with closing(sqlite3.connect(tmp_path / "data" / "mlflow.db")) as database:
+        if revision:
+            database.execute("CREATE TABLE experiments (id INTEGER)")
+            database.execute("CREATE TABLE alembic_version (version_num TEXT)")
+            database.execute("INSERT INTO alembic_version VALUES (?)", (revision,))
+            database.commit()
+        before = list(database.iterdump())
+    sentences = {
+        "empty": "schema has no tables yet and this MLflow needs .* make up",
+        "older": f"schema is at {older} and this MLflow needs {newest}; back the database up, then run make up",
+        "newer": "newer MLflow",
+    }
+    if sentence := sentences.get(backend_state):
+        with pytest.raises(StackError, match=sentence):
+            serve.check_schema(env)
+    else:
+        serve.check_schema(env)
+    with closing(sqlite3.connect(tmp_path / "data" / "mlflow.db")) as database:
+        assert list(database.iterdump()) == before
 
 
 def test_htpasswd_line(capsys, monkeypatch):
@@ -260,6 +319,23 @@ def test_admin_key():
     for wrong in ("", "[default]\n", "no section"):
         with pytest.raises(StackError, match="make init"):
             bucket.admin_key(wrong)
+
+
+def test_parts_of_uploads_that_never_ended_go():
+    """Only those older than a day: another server may be at work on the rest."""
+    from stackops import bucket
+
+    now = datetime(2026, 11, 24, 12, tzinfo=UTC)
+    pages = [
+        {"Uploads": [{"Key": "a/old", "UploadId": "1", "Initiated": now - timedelta(hours=25)}]},
+        {"Uploads": [{"Key": "a/new", "UploadId": "2", "Initiated": now - timedelta(hours=23)}]},
+        {},
+    ]
+    client = mock.Mock()
+    client.get_paginator.return_value.paginate.return_value = pages
+    assert bucket.tidy(client, "b", now) == 1
+    client.get_paginator.assert_called_once_with("list_multipart_uploads")
+    client.abort_multipart_upload.assert_called_once_with(Bucket="b", Key="a/old", UploadId="1")
 
 
 def test_client_environment(stack):

@@ -43,14 +43,19 @@ def environment(env: Mapping[str, str], secrets: settings.Secrets) -> dict[str, 
     }
 
 
+def tables(env: Mapping[str, str]) -> schema.State:
+    """Return the state of the users' tables."""
+    scripts = schema.migrations("server", "auth", "db", "migrations")
+    return schema.look(settings.backend(env).accounts_uri(env), scripts, "alembic_version_auth")
+
+
 def prepare(env: Mapping[str, str], say: Callable[[str], None]) -> None:
     """Bring the users' tables up to date, create the admin, and make the admin's password the secret's.
 
     The caller holds the lock and has put `environment` into this process's environment. The secret is the
     truth: MLflow itself ignores a changed MLFLOW_AUTH_ADMIN_PASSWORD once the user exists. Raises StackError.
     """
-    uri = settings.backend(env).accounts_uri(env)
-    state = schema.look(uri, schema.migrations("server", "auth", "db", "migrations"), "alembic_version_auth")
+    state = tables(env)
     if not state.known:
         schema.decide(state, "users'")
 

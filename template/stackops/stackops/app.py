@@ -1,4 +1,5 @@
-"""The web application that `stackops serve` runs: MLflow's own, and one route in front of its routes.
+"""The web application that `stackops serve` runs: MLflow's own, with one route in front of its routes and words for
+failures of the artifact store (failures.py).
 
 MLflow would fetch a whole artifact from the store into TMPDIR before it sends the first byte. Here a
 download passes through piece by piece, with its length announced, so that a client notices a broken one.
@@ -18,7 +19,7 @@ from mlflow.server import artifact_router as theirs
 from mlflow.utils.mime_type_utils import _guess_mime_type
 from mlflow.utils.uri import validate_path_is_safe
 
-from stackops import settings
+from stackops import failures, settings
 
 router = APIRouter()
 
@@ -51,6 +52,7 @@ def create_app() -> FastAPI:
         app = auth.create_app()
     else:
         from mlflow.server.fastapi_app import app
+    app.add_exception_handler(Exception, failures.answer)
     # Files on the server's own disk MLflow sends without a copy.
     if hasattr(settings.store(os.environ), "read"):
         app.router.routes[:0] = router.routes

@@ -7,11 +7,14 @@ import argparse
 import configparser
 import os
 import time
+from datetime import UTC, datetime, timedelta
 
 from stackops import settings
 from stackops.errors import StackError
 
 HELP = "create the artifact bucket if it is missing (admin key)"
+ABANDONED = timedelta(days=1)
+"""How long after its start a multi-part upload that has not ended never will."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +59,8 @@ def run(args: argparse.Namespace) -> None:
             if origins := env.get("CORS_ALLOWED_ORIGINS"):
                 allow(client, name, origins.split(","))
                 print(f"{where}: open to browsers on {origins}", flush=True)
+            if count := tidy(client, name, datetime.now(UTC)):
+                print(f"{where}: removed the parts of {count} uploads that never ended", flush=True)
             return
         except ClientError as error:
             if (
@@ -67,6 +72,20 @@ def run(args: argparse.Namespace) -> None:
             if time.monotonic() >= until:
                 raise s3.explain(error, where) from None
         time.sleep(1)
+
+
+def tidy(client, name: str, now: datetime) -> int:
+    """Delete what killed servers left of multi-part uploads: no listing shows it, and it takes room for ever.
+
+    Returns the number of uploads.
+    """
+    count = 0
+    for page in client.get_paginator("list_multipart_uploads").paginate(Bucket=name):
+        for upload in page.get("Uploads", ()):
+            if now - upload["Initiated"] > ABANDONED:
+                client.abort_multipart_upload(Bucket=name, Key=upload["Key"], UploadId=upload["UploadId"])
+                count += 1
+    return count
 
 
 def create(client, name: str) -> bool:

@@ -2,7 +2,7 @@
 
 MLflow's server migrates an older database silently when tables are missing and dies with a misleading message
 when the database is newer (mlflow/store/db/utils.py). Here the one-shot job does it, in the open, before the
-server starts.
+server starts, and `stackops serve` refuses tables of another version.
 """
 
 import importlib.util
@@ -45,6 +45,18 @@ def decide(state: State, what: str = "MLflow") -> str:
             "go back to that version, or restore a backup made before the upgrade"
         )
     return "upgrade"
+
+
+def require(state: State, what: str = "MLflow") -> None:
+    """Raise StackError unless the tables are those of this MLflow; the server must not change them."""
+    action = decide(state, what)
+    if action == "keep":
+        return
+    found = "has no tables yet" if action == "create" else f"is at {state.revision or 'before 1.0'}"
+    raise StackError(
+        f"the database's {what} schema {found} and this MLflow needs {state.newest}; back the database up, "
+        "then run make up: its migrate job brings the tables up to date before the server starts"
+    )
 
 
 def migrations(*path: str) -> Path:
@@ -93,9 +105,14 @@ def run_upgrade(uri: str) -> None:
         )
 
 
+def tracking(uri: str) -> State:
+    """Return the state of the tracking tables in the database at `uri`."""
+    return look(uri, migrations("store", "db_migrations"), "alembic_version")
+
+
 def bring_up_to_date(uri: str, say: Callable[[str], None]) -> None:
     """Create or upgrade the tracking tables in the database at `uri`; the caller holds the lock."""
-    state = look(uri, migrations("store", "db_migrations"), "alembic_version")
+    state = tracking(uri)
     action = decide(state)
     if action == "keep":
         say(f"schema: up to date ({state.newest})")

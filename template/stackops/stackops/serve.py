@@ -5,46 +5,72 @@ Secrets reach it through its environment or private files, never by command line
 
 import argparse
 import errno
+import fcntl
 import os
-import re
 import shutil
 import socket
 import sys
-import time
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from stackops import settings
+from stackops import schema, settings
 from stackops.errors import StackError
 
 HELP = "run the MLflow server (replaces this process)"
-DAY = 24 * 3600
-SPOOL = re.compile(r"tmp[a-z0-9_]{8}")
+PATIENCE = 60
+"""Seconds to wait for the database: after a restart of the machine everything starts at once."""
+SPOOL = "server-"
+"""How the folders in TMPDIR begin."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """This command has no options: the environment has them all."""
 
 
-def clear_spool(env: Mapping[str, str], now: float) -> int:
-    """Delete what killed servers left in TMPDIR: temporary folders of ours that are older than a day.
+def own_spool(folder: str) -> tuple[str, int]:
+    """Make a folder for this server's temporary files, and delete those of servers that are gone.
 
-    Artifacts pass through there, so a crash can leave gigabytes. Touches nothing if TMPDIR is not set,
-    nothing of another user, and only names that Python's tempfile gives. Returns how many were deleted.
+    Artifacts pass through there, so a crash can leave gigabytes. A server holds a lock on its folder for as
+    long as it lives: what can be locked belongs to nobody. Returns the new folder and how many were deleted.
     """
     count = 0
-    if not (folder := env.get("TMPDIR")):
-        return count
-    for path in Path(folder).glob("tmp*"):
-        try:
-            status = path.lstat()
-            ours = SPOOL.fullmatch(path.name) and status.st_uid == os.getuid()
-            if ours and path.is_dir() and not path.is_symlink() and now - status.st_mtime > DAY:
-                shutil.rmtree(path)
+    alone = os.open(folder, os.O_RDONLY)  # no folder is judged between its making and its lock
+    try:
+        fcntl.flock(alone, fcntl.LOCK_EX)
+        for path in Path(folder).glob(f"{SPOOL}*"):
+            if (held := lock(path)) is not None:
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(held)
                 count += 1
-        except OSError:
-            continue
-    return count
+        own = tempfile.mkdtemp(prefix=SPOOL, dir=folder)
+        os.set_inheritable(lock(own), True)  # never closed: the server that replaces this process has it
+    finally:
+        os.close(alone)
+    return own, count
+
+
+def lock(folder: str | Path) -> int | None:
+    """Lock a folder and return the descriptor that holds the lock, or None if it is another's."""
+    try:
+        held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        return None
+    return held
+
+
+def check_schema(env: Mapping[str, str]) -> None:
+    """Raise StackError unless the database answers and its tables are those of this MLflow."""
+    backend, accounts = settings.backend(env), settings.accounts(env)
+    backend.wait(env, PATIENCE)
+    schema.require(schema.tracking(backend.uri(env)))
+    if accounts:
+        schema.require(accounts.tables(env), "users'")
 
 
 def check_port(host: str, port: str) -> None:
@@ -62,7 +88,10 @@ def run(args: argparse.Namespace) -> None:
     """Set the environment and hand over; does not return."""
     env = settings.adopt()
     check_port(env["MLFLOW_HOST"], env["MLFLOW_PORT"])
-    if count := clear_spool(env, time.time()):
-        print(f"removed {count} left-over temporary folders", flush=True)
+    check_schema(env)
+    if folder := env.get("TMPDIR"):
+        env["TMPDIR"], count = own_spool(folder)
+        if count:
+            print(f"removed the temporary files of {count} servers that are gone", flush=True)
     command = settings.server_command()
     os.execve(sys.executable, command, env)

@@ -34,6 +34,7 @@ CAUSES = {
     "301": "the bucket is in another region; correct AWS_DEFAULT_REGION",
     "IllegalLocationConstraintException": "the bucket is in another region; correct AWS_DEFAULT_REGION",
     "AuthorizationHeaderMalformed": "the bucket is in another region; correct AWS_DEFAULT_REGION",
+    "InternalError": "it failed (InternalError): its disk may be full, its log says more",
     "RequestTimeTooSkewed": "the clock of this machine is wrong; correct it",
 }
 

@@ -1,0 +1,62 @@
+"""What clients are told when the artifact store fails; MLflow itself would say Internal Server Error.
+
+The stock client tries again at 500 and 503, for minutes, and then tells how often it tried but not why. So a
+failure that may pass is answered with 503. One that lasts, and a full disk, is answered with 507: the client
+gives up at once and shows the sentence.
+"""
+
+import errno
+import os
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from stackops import settings
+from stackops.errors import one_line
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+LASTING = 30
+"""Seconds of failures after which one no longer passes by itself."""
+CALM = 60
+"""Seconds without a failure after which an earlier one is over."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Trouble:
+    """Remembers since when this process sees a store fail."""
+
+    def __init__(self) -> None:
+        self.first = self.last = float("-inf")
+
+    def lasts(self, now: float) -> bool:
+        """Note a failure; return whether failures go on for longer than a restart takes."""
+        if now - self.last > CALM:
+            self.first = now
+        self.last = now
+        return now - self.first >= LASTING
+
+
+TROUBLE = Trouble()
+
+
+def verdict(error: Exception, env: Mapping[str, str], trouble: Trouble, now: float) -> tuple[int, str]:
+    """Return the HTTP status and the sentence for an exception of the artifact store."""
+    where = f"artifact store {settings.artifact_uri(env)}"
+    if isinstance(error, OSError) and error.errno in FULL:
+        return 507, f"{where}: {error.strerror}; make room, or enlarge its disk"
+    explain = getattr(settings.store(env), "explain", None)
+    text = str(explain(error, where)) if explain else f"{where}: {one_line(error)}"
+    return (507 if trouble.lasts(now) else 503), text
+
+
+async def answer(request: "Request", error: Exception) -> "Response":
+    """Answer a request in which an unexpected exception was raised; the application still logs it."""
+    from starlette.responses import JSONResponse, PlainTextResponse
+
+    if "/mlflow-artifacts/" not in request.url.path:
+        return PlainTextResponse("Internal Server Error", 500)
+    status, text = verdict(error, os.environ, TROUBLE, time.monotonic())
+    return JSONResponse({"error_code": "TEMPORARILY_UNAVAILABLE", "message": text}, status)
