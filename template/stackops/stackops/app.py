@@ -1,5 +1,5 @@
-"""The web application that `stackops serve` runs: MLflow's own, with one route in front of its routes and words for
-failures of the artifact store (failures.py).
+"""The web application that `stackops serve` runs: MLflow's own, with one route in front of its routes, and words
+for failures of the artifact store (failures.py).
 
 MLflow would fetch a whole artifact from the store into TMPDIR before it sends the first byte. Here a
 download passes through piece by piece, with its length announced, so that a client notices a broken one.
