@@ -1,4 +1,4 @@
-"""The web application that `stackops serve` runs: MLflow's own, with one route in front of its routes, and words
+"""The web application that `stackops serve` runs: MLflow's own, one route in front of its routes, and words
 for failures of the artifact store (failures.py).
 
 MLflow would fetch a whole artifact from the store into TMPDIR before it sends the first byte. Here a
