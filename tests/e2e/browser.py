@@ -31,13 +31,12 @@ class Visit:
     name: str  # of the stack, for the screenshots
     troubles: list[str] = field(default_factory=list)
     urls: list[str] = field(default_factory=list)  # of all requests
-    disturbed: bool = False  # the network of the machine changed, and Chromium dropped its connections
 
     def __post_init__(self) -> None:
         self.page.on("console", self._console)
         self.page.on("pageerror", lambda error: self._trouble(f"error: {error}"))
         self.page.on("request", lambda request: self.urls.append(request.url))
-        self.page.on("requestfailed", self._failed)
+        self.page.on("requestfailed", lambda request: self._trouble(f"failed: {_words(request)} {request.failure}"))
         self.page.on("response", self._response)
 
     def _trouble(self, text: str) -> None:
@@ -48,13 +47,14 @@ class Visit:
         if message.type == "error":
             self._trouble(f"console: {message.text} {message.location['url']}")
 
-    def _failed(self, request: Request) -> None:
-        self.disturbed |= request.failure == "net::ERR_NETWORK_CHANGED"
-        self._trouble(f"failed: {_words(request)} {request.failure}")
-
     def _response(self, response: Response) -> None:
         if response.status >= 400:
             self._trouble(f"{response.status} {_words(response.request)}")
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether the network of the machine changed meanwhile."""
+        return any("net::ERR_NETWORK_CHANGED" in trouble for trouble in self.troubles)
 
     @property
     def hosts(self) -> set[str]:

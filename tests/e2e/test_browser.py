@@ -10,6 +10,7 @@ import ssl
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -207,10 +208,10 @@ def https(port: int, folder: Path) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def other_site(folder: Path) -> Iterator[int]:
-    """A web site that has nothing to do with the stack; its port."""
+def other_site(folder: Path, page: str = "another site") -> Iterator[int]:
+    """A web site of one page that has nothing to do with the stack; its port."""
     (folder / "site").mkdir()
-    (folder / "site" / "index.html").write_text("<!DOCTYPE html><title>another site</title>")
+    (folder / "site" / "index.html").write_text(f"<!DOCTYPE html><body>{page}</body>")
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder / "site"))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -272,3 +273,30 @@ def write_from_two_sites(url: str, seen: Visit, word: str) -> None:
     seen.sees(f"made in {word}")
     expect(page.get_by_text("from-another-site")).to_have_count(0)
     seen.keep("https")
+
+
+TROUBLES = """<script>
+console.error("planted error");
+setTimeout(() => { throw new Error("planted exception"); });
+Promise.allSettled([fetch("/planted-404"), fetch("http://planted.example.net/")])
+    .then(() => setTimeout(() => document.body.append("all done")));
+</script>"""
+
+
+def test_a_visit_notices_trouble(tmp_path: Path) -> None:
+    """What goes wrong in a page is written down, and a host that is no door of the stack is not to be reached."""
+    with other_site(tmp_path, TROUBLES) as port:
+        nobody = SimpleNamespace(name="planted", doors={f"localhost:{port}": f"127.0.0.1:{port}"}, login=dict)
+
+        def tour(seen: Visit, word: str) -> None:
+            seen.page.goto(f"http://localhost:{port}/index.html")
+            seen.sees("all done")
+
+        found = "\n".join(undisturbed(nobody, tour).troubles)
+    for trouble in (
+        "console: planted error",
+        "error: planted exception",
+        f"404 GET http://localhost:{port}/planted-404",
+        "failed: GET http://planted.example.net/ net::ERR_NAME_NOT_RESOLVED",
+    ):
+        assert trouble in found
