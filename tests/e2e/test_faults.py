@@ -212,6 +212,7 @@ def ledger(flagship: Stack) -> Path:
 
 def test_three_servers_at_once_on_an_empty_database(three_servers: Stack) -> None:
     """The tables are made once, all three come up, and all see the same."""
+    until(lambda: not three_servers.compose("ps", "--quiet", "migrate"), 60, "all three jobs end")
     said = three_servers.compose("logs", "--no-log-prefix", "migrate").splitlines()
     assert sorted(re.sub(r" \(?\w+\)?$", "", line) for line in said if line.startswith("schema:")) == [
         "schema: creating the", "schema: now", "schema: up to date", "schema: up to date",
