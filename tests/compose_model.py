@@ -204,8 +204,10 @@ def _networks(model: Model, answers: Answers) -> list[str]:
 
 def _store_url(model: Model, answers: Answers) -> str | None:
     """Return the address that the server signs: a port that nginx publishes, under the name that clients know."""
-    if answers["artifact_access"] != "presigned" or "object-store" not in model["services"]:
+    if answers["artifact_access"] == "proxied" or "object-store" not in model["services"]:
         return None
+    if answers["reverse_proxy"] == "none":
+        return f"http://localhost:{model['services']['object-store']['ports'][0]['published']}"
     ports = {port["target"]: port["published"] for port in model["services"]["nginx"]["ports"]}
     if name := answers.get("store_domain"):
         return f"http://{name}:{ports[8080]}"

@@ -71,7 +71,7 @@ def expected_files(answers: Answers) -> set[str]:
         files |= {"stackops/stackops/stores/local.py"}
     if store in S3_STORES:
         files |= {"stackops/stackops/stores/s3.py", *_locked("s3")}
-    if answers["artifact_access"] == "presigned":
+    if answers["artifact_access"] == "presigned" or (answers["artifact_access"] == "direct" and store in SELF_HOSTED):
         files |= {"stackops/stackops/stores/presigned.py"}
     if store in ("azure", "gcs"):
         files |= {f"stackops/stackops/stores/{store}.py", *_locked(store)}
@@ -245,6 +245,13 @@ WORDS: dict[str, tuple[Callable[[Answers], bool], str]] = {
         ),
         r"STORE_PORT",
     ),
+    "signed links": (
+        lambda a: (
+            a["artifact_access"] == "presigned"
+            or (a["artifact_access"] == "direct" and a["artifact_store"] in SELF_HOSTED)
+        ),
+        r"the server signs",
+    ),
     "a client's key": (
         lambda a: a["artifact_access"] == "direct" and a["artifact_store"] in SELF_HOSTED,
         r"client_s3_credentials",
@@ -252,7 +259,7 @@ WORDS: dict[str, tuple[Callable[[Answers], bool], str]] = {
     "direct access": (lambda a: a["artifact_access"] == "direct", r"artifact_access: direct"),
     "presigned links": (
         lambda a: a["artifact_access"] == "presigned",
-        r"artifact_access: presigned|STORE_URL|the server signs",
+        r"artifact_access: presigned",
     ),
     "a way past the server": (lambda a: a["artifact_access"] != "proxied", r"artifacts go straight"),
     "nginx": (lambda a: a["reverse_proxy"] == "nginx", r"nginx|htpasswd"),

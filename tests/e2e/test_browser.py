@@ -31,6 +31,14 @@ STACKS: dict[str, dict[str, Any]] = {
     },
     "users": {"reverse_proxy": "nginx", "auth": "mlflow"},
     "laptop": {},
+    "presigned": {
+        "artifact_store": "seaweedfs",
+        "artifact_access": "presigned",
+        "reverse_proxy": "nginx",
+        "auth": "basic",
+        "domain": "mlflow.example.com",
+        "store_domain": "s3.example.com",
+    },
 }
 
 LOG = """

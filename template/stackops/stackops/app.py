@@ -52,6 +52,10 @@ def create_app() -> FastAPI:
         app = auth.create_app()
     else:
         from mlflow.server.fastapi_app import app
+    if os.environ.get("STORE_URL"):
+        from stackops.stores import presigned
+
+        presigned.register()
     app.add_exception_handler(Exception, failures.answer)
     # Files on the server's own disk MLflow sends without a copy.
     if hasattr(settings.store(os.environ), "read"):

@@ -1,4 +1,4 @@
-"""ARTIFACT_ACCESS=presigned: the server signs, and the bytes go straight between client and store.
+"""Links: the server signs, and the bytes go straight between client and store.
 
 MLflow offers presigned transfers when the server's repository can make the URLs. Its own repository for S3
 can, but signs the address by which the server reaches the store. Clients may know it by another (STORE_URL),
@@ -28,7 +28,9 @@ class _Signer:
         return getattr(self._client, name)
 
 
-class _SigningRepository(S3ArtifactRepository):
+class SigningRepository(S3ArtifactRepository):
+    """MLflow's own, whose links are for the address that clients use."""
+
     def _get_s3_client(self):
         client = super()._get_s3_client()
         address = os.environ.get("STORE_URL")
@@ -39,7 +41,7 @@ class PresignedArtifactRepository(RelayArtifactRepository, MultipartUploadMixin,
     """The relay for small uploads, presigned URLs for the rest."""
 
     def _wrap(self, uri: str) -> ArtifactRepository:
-        return _SigningRepository(uri, tracking_uri=self.tracking_uri, registry_uri=self.registry_uri)
+        return SigningRepository(uri, tracking_uri=self.tracking_uri, registry_uri=self.registry_uri)
 
     def create_multipart_upload(self, local_file, num_parts=1, artifact_path=None):
         """Begin an upload and return the URLs of its parts."""
@@ -56,3 +58,10 @@ class PresignedArtifactRepository(RelayArtifactRepository, MultipartUploadMixin,
     def get_download_presigned_url(self, artifact_path, expiration=300):
         """Return the URL of an object for `expiration` seconds."""
         return self._store.get_download_presigned_url(artifact_path, expiration)
+
+
+def register() -> None:
+    """Sign for STORE_URL also where a run's own location is in the store: links that browsers outside can follow."""
+    from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry
+
+    _artifact_repository_registry.register("s3", SigningRepository)
