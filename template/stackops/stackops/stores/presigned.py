@@ -61,7 +61,7 @@ class PresignedArtifactRepository(RelayArtifactRepository, MultipartUploadMixin,
 
 
 def register() -> None:
-    """Sign for STORE_URL also where a run's own location is in the store: links that browsers outside can follow."""
+    """Sign for STORE_URL also where a run lies in the store itself, so that browsers can follow its links."""
     from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry
 
     _artifact_repository_registry.register("s3", SigningRepository)
