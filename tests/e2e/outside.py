@@ -141,7 +141,8 @@ def s3() -> Iterator[Outside]:
         with container(
             "s3", IMAGES["seaweedfs_image"],
             "-logtostderr=true", "server", "-dir=/tmp", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
-            "-master.telemetry=false", "-master.volumeSizeLimitMB=64", "-volume.max=0", "-filer", "-filer.disableHttp",
+            "-master.telemetry=false", "-master.electionTimeout=1s", "-master.volumeSizeLimitMB=64", "-volume.max=0",
+            "-filer", "-filer.disableHttp",
             "-s3", f"-s3.ip.bind={gateway()}", f"-s3.port={port}", f"-s3.port.grpc={others[6]}",
             "-s3.config=/s3.json", *(f"-{name}={number}" for name, number in zip(inner, others, strict=False)),
             options=("--volume", f"{config}:/s3.json:ro", "--user", "0", "--entrypoint", "weed"),
