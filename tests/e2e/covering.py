@@ -1,0 +1,87 @@
+"""Which stacks the end-to-end suite starts: a covering array, computed from the questions.
+
+Every pair of values that can work together is in at least one scenario, and every value of every question in at least
+two. So a new value of a question is started and tested without being told.
+"""
+
+import itertools
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+from combinations import DOMAINS, Answers, choices, questions, valid
+
+TWICE = 2
+ATTEMPTS = 1000
+Pair = tuple[tuple[str, str], tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One stack to start."""
+
+    name: str
+    given: Answers  # what Copier is told; the rest are defaults
+    answers: Answers  # what is then true of the stack
+
+
+def pairs(answers: Answers) -> set[Pair]:
+    """Return every pair of answers in these."""
+    return set(itertools.combinations(sorted(answers.items()), 2))
+
+
+def candidates() -> list[Answers]:
+    """Return every combination of answers that renders, under either host name and without the project's name."""
+    found = [dict(answers, domain=domain) for answers in valid() for domain in DOMAINS]
+    return [{name: value for name, value in answers.items() if name != "project_name"} for answers in found]
+
+
+def defaults(purpose: str) -> Answers:
+    """Return what follows from the purpose alone, by the questions' own defaults."""
+    known: dict[str, Any] = {"purpose": purpose}
+    wanted = candidates()[0].keys()
+    for name in (name for name in questions() if name in wanted):
+        default = str(questions()[name].get("default", ""))
+        known[name] = jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(default).render(known).strip()
+    del known["purpose"]
+    return known
+
+
+def covering(first: list[Answers], pool: list[Answers]) -> list[Answers]:
+    """Return `first` and as few of `pool` as greed finds, so that every pair in `pool` is in one of them.
+
+    Ties are decided by lot; the shortest of many draws wins, and as the draws are numbered it is always the same.
+    """
+    number = {pair: bit for bit, pair in enumerate(sorted(set().union(*map(pairs, pool))))}
+    masks = [sum(1 << number[pair] for pair in pairs(answers)) for answers in pool]
+    at_first = sum(1 << number[pair] for pair in set().union(*map(pairs, first)) & number.keys())
+    shortest: list[int] = list(range(len(pool)))
+    for draw in range(ATTEMPTS):
+        order, missing, chosen = list(range(len(pool))), ((1 << len(number)) - 1) & ~at_first, []
+        random.Random(draw).shuffle(order)
+        while missing and len(chosen) < len(shortest):
+            best = max(order, key=lambda index: (masks[index] & missing).bit_count())
+            chosen.append(best)
+            missing &= ~masks[best]
+        if not missing and len(chosen) < len(shortest):
+            shortest = chosen
+    return [*first, *(pool[index] for index in sorted(shortest))]
+
+
+def scenarios() -> list[Scenario]:
+    """Return the scenarios: each purpose with nothing but its defaults, then what else the pairs need."""
+    alone = {purpose: defaults(purpose) for purpose in choices("purpose")}
+    rows = covering(list(alone.values()), candidates())
+    # The purpose only sets defaults: where all is answered it is on record and changes nothing, so they take turns.
+    turns = itertools.cycle(alone)
+    found = []
+    for count, answers in enumerate(rows, 1):
+        given = {"purpose": next(turns)}
+        if count <= len(alone):
+            name = f"{count:02}-{given['purpose']}"
+        else:
+            name = f"{count:02}-{answers['backend']}-{answers['artifact_store']}-{answers['artifact_access']}"
+            given |= answers
+        found.append(Scenario(name, given, {"purpose": given["purpose"], **answers}))
+    return found

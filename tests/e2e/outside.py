@@ -1,0 +1,296 @@
+"""Services that stand outside a stack, as a cloud's do: a context manager each, which starts one and removes it.
+
+Each listens on one address only, the gateway of Docker's own bridge: a stack's containers and clients on this machine
+reach it there under the same name, and nobody else does. What it gives back is what the owner of a stack would know
+of a service that somebody else runs: which answers, settings and secrets belong to it.
+"""
+
+import base64
+import contextlib
+import functools
+import json
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from needs import engine
+from stacks import PREFIX, ROOT, Stack, run
+
+IMAGES = yaml.safe_load((ROOT / "extensions/data/versions.yml").read_text())
+AZURITE = "mcr.microsoft.com/azure-storage/azurite"
+# A real emulator of Google Cloud Storage; built once from its Go module, which any machine with Go can do.
+FAKE_GCS = "github.com/fsouza/fake-gcs-server@v1.56.1"
+PATIENCE = 60
+
+
+@dataclass
+class Outside:
+    """A service outside the stack, as the stack's owner knows it."""
+
+    answers: dict[str, str] = field(default_factory=dict)  # for Copier
+    settings: dict[str, str] = field(default_factory=dict)  # for .env
+    secrets: dict[str, str] = field(default_factory=dict)  # for secrets/: name -> text
+    server: dict[str, str] = field(default_factory=dict)  # what only an emulator needs, for the server's environment
+    client: dict[str, str] = field(default_factory=dict)  # what a client that reaches the service directly sets
+    doors: dict[str, str] = field(default_factory=dict)  # where that client reaches it, for its fence
+    admin: dict[str, str] = field(default_factory=dict)  # the key of whoever runs the service
+
+    def fill(self, stack: Stack) -> None:
+        """Put into the stack's files what its owner would put there."""
+        for name, value in self.settings.items():
+            stack.setting(name, value)
+        for name, text in self.secrets.items():
+            (stack.folder / "secrets" / name).write_text(text)
+        if self.server:
+            services = ("mlflow", "migrate", "check")
+            stack.override({"services": {service: {"environment": self.server} for service in services}})
+
+
+@functools.cache
+def gateway() -> str:
+    """Return the address of this machine on Docker's own bridge."""
+    engine()
+    return run("docker", "network", "inspect", "bridge", "-f", "{{(index .IPAM.Config 0).Gateway}}").stdout.strip()
+
+
+def free_ports(count: int) -> list[str]:
+    """Return ports of the gateway that nobody listens on."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind((gateway(), 0))
+        return [str(probe.getsockname()[1]) for probe in probes]
+
+
+@contextlib.contextmanager
+def container(kind: str, image: str, *command: str, options: tuple[str, ...] = ()) -> Iterator[str]:
+    """Run a container on this machine's own network; give back its name, and remove it afterwards."""
+    engine()
+    name = f"{PREFIX}-outside-{kind}-{secrets.token_hex(3)}"
+    started = run("docker", "run", "--detach", "--init", "--network", "host", "--name", name, *options, image, *command)
+    try:
+        assert started.returncode == 0, started.stderr
+        yield name
+    finally:
+        run("docker", "rm", "--force", "--volumes", name)
+
+
+def wait(name: str, ready: Callable[[], Any]) -> None:
+    """Return when `ready` neither raises nor gives back False; fail with the container's log if it never does."""
+    until, reason = time.monotonic() + PATIENCE, ""
+    while time.monotonic() < until:
+        try:
+            if ready() is not False:
+                return
+        except Exception as error:  # whatever a client of a service that is not there yet raises
+            reason = repr(error)
+        time.sleep(0.3)
+    log = run("docker", "logs", "--tail", "20", name)
+    raise AssertionError(f"{name} did not become ready: {reason}\n{log.stdout}{log.stderr}")
+
+
+def key_pair(key: Mapping[str, str]) -> str:
+    """Return a key as the AWS tools read it."""
+    return "[default]\n" + "".join(f"{name} = {value}\n" for name, value in key.items())
+
+
+def s3_client(endpoint: str, key: Mapping[str, str]) -> Any:
+    """Return a boto3 client of an S3 server."""
+    import boto3
+    from botocore.config import Config
+
+    once = Config(connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 1})
+    return boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", config=once, **key)
+
+
+@contextlib.contextmanager
+def s3() -> Iterator[Outside]:
+    """An S3 server with a bucket, and a key that reaches this bucket and nothing else."""
+    bucket = "somebody-elses-bucket"
+    keys = {
+        who: {"aws_access_key_id": secrets.token_hex(10).upper(), "aws_secret_access_key": secrets.token_hex(20)}
+        for who in ("admin", "scoped")
+    }
+    rights = {
+        "admin": ["Admin", "Read", "Write", "List", "Tagging"],
+        "scoped": [f"{right}:{bucket}" for right in ("Read", "Write", "List", "Tagging")],
+    }
+    identities = [
+        {
+            "name": who,
+            "credentials": [{"accessKey": key["aws_access_key_id"], "secretKey": key["aws_secret_access_key"]}],
+            "actions": rights[who],
+        }
+        for who, key in keys.items()
+    ]
+    port, *others = free_ports(8)
+    inner = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc")
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "s3.json"
+        config.write_text(json.dumps({"identities": identities}))
+        with container(
+            "s3", IMAGES["seaweedfs_image"],
+            "-logtostderr=true", "server", "-dir=/tmp", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+            "-master.telemetry=false", "-master.electionTimeout=1s", "-master.volumeSizeLimitMB=64", "-volume.max=0",
+            "-filer", "-filer.disableHttp",
+            "-s3", f"-s3.ip.bind={gateway()}", f"-s3.port={port}", f"-s3.port.grpc={others[6]}",
+            "-s3.config=/s3.json", *(f"-{name}={number}" for name, number in zip(inner, others, strict=False)),
+            options=("--volume", f"{config}:/s3.json:ro", "--user", "0", "--entrypoint", "weed"),
+        ) as name:  # fmt: skip
+            endpoint = f"http://{gateway()}:{port}"
+            wait(name, lambda: s3_client(endpoint, keys["admin"]).create_bucket(Bucket=bucket))
+            yield Outside(
+                answers={"bucket": bucket},
+                settings={"MLFLOW_S3_ENDPOINT_URL": endpoint},
+                secrets={"s3_credentials": key_pair(keys["scoped"])},
+                client={"MLFLOW_S3_ENDPOINT_URL": endpoint, "AWS_DEFAULT_REGION": "us-east-1"},
+                doors={f"{gateway()}:{port}": f"{gateway()}:{port}"},
+                admin=keys["admin"],
+            )
+
+
+@contextlib.contextmanager
+def azurite() -> Iterator[Outside]:
+    """Azurite, Microsoft's emulator of Blob Storage, with an account and a container in it."""
+    from azure.storage.blob import BlobServiceClient
+
+    account, bin_name = "devstoreaccount1", "artifacts"
+    key = base64.b64encode(secrets.token_bytes(64)).decode()
+    (port,) = free_ports(1)
+    connection = (
+        f"DefaultEndpointsProtocol=http;AccountName={account};AccountKey={key};"
+        f"BlobEndpoint=http://{gateway()}:{port}/{account};"
+    )
+    with container(
+        "azurite", AZURITE,
+        "azurite-blob", "--blobHost", gateway(), "--blobPort", port, "--inMemoryPersistence", "--skipApiVersionCheck",
+        "--disableTelemetry", "--silent",
+        options=("--env", f"AZURITE_ACCOUNTS={account}:{key}"),
+    ) as name:  # fmt: skip
+        service = BlobServiceClient.from_connection_string(connection, retry_total=0, connection_timeout=2)
+        with service:
+            wait(name, lambda: service.create_container(bin_name))
+        yield Outside(
+            answers={"azure_account": account, "azure_container": bin_name},
+            secrets={"azure_connection_string": connection},
+            client={"AZURE_STORAGE_CONNECTION_STRING": connection},
+            doors={f"{gateway()}:{port}": f"{gateway()}:{port}"},
+        )
+
+
+@functools.cache
+def fake_gcs() -> Path:
+    """Return the emulator's program, built on its first use. Skips where there is no Go to build it with."""
+    build = ROOT / "build"
+    program = build / f"fake-gcs-server-{FAKE_GCS.rpartition('@v')[2]}"
+    if not program.exists():
+        if not (go := shutil.which("go", path=f"{os.environ['PATH']}:/usr/local/go/bin")):
+            pytest.skip("needs Go to build the emulator of Google Cloud Storage")
+        build.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=build) as folder:
+            built = run(go, "install", FAKE_GCS, env={"GOBIN": folder, "CGO_ENABLED": "0"})
+            assert built.returncode == 0, built.stderr
+            os.replace(Path(folder) / "fake-gcs-server", program)
+    return program
+
+
+@contextlib.contextmanager
+def gcs() -> Iterator[Outside]:
+    """An emulator of Google Cloud Storage with a bucket. It asks for no key: Google's own library sees to that."""
+    bucket = "somebody-elses-bucket"
+    (port,) = free_ports(1)
+    endpoint = f"http://{gateway()}:{port}"
+    with container(
+        "gcs", IMAGES["debian_image"],
+        "fake-gcs-server", "-scheme", "http", "-host", gateway(), "-port", port, "-external-url", endpoint,
+        "-public-host", f"{gateway()}:{port}", "-backend", "memory",
+        options=("--volume", f"{fake_gcs()}:/usr/local/bin/fake-gcs-server:ro"),
+    ) as name:  # fmt: skip
+        made = urllib.request.Request(
+            f"{endpoint}/storage/v1/b?project=test",
+            json.dumps({"name": bucket}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        wait(name, lambda: urllib.request.urlopen(made, timeout=2).close())
+        emulator = {"STORAGE_EMULATOR_HOST": endpoint}
+        key = {"type": "service_account", "private_key": secrets.token_hex(40), "client_email": "mlflow@example.com"}
+        yield Outside(
+            answers={"bucket": bucket},
+            secrets={"gcs_credentials.json": json.dumps(key)},
+            server=emulator,
+            client=emulator,
+            doors={f"{gateway()}:{port}": f"{gateway()}:{port}"},
+        )
+
+
+# The role owns its database and nothing else; the other database is somebody else's.
+ROLES = """\
+CREATE ROLE stack_owner LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE PASSWORD '{password}';
+CREATE DATABASE stack_data OWNER stack_owner;
+REVOKE ALL ON DATABASE stack_data FROM PUBLIC;
+CREATE DATABASE other;
+REVOKE ALL ON DATABASE other FROM PUBLIC;
+"""
+
+
+@contextlib.contextmanager
+def managed_postgres() -> Iterator[Outside]:
+    """A PostgreSQL that speaks TLS only, with an authority of its own, and gives a plain role with its database."""
+    # What people really choose as a password.
+    password = f"p@ss:w/o#rd%1[{secrets.token_hex(8)}]"
+    (port,) = free_ports(1)
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        certificates(home, gateway())
+        (home / "pg_hba.conf").write_text("local all all trust\nhostssl all all all scram-sha-256\n")
+        (home / "roles.sql").write_text(ROLES.format(password=password))
+        for path in (home, *home.iterdir()):
+            path.chmod(0o755)  # the container's own user reads them
+        with container(
+            "postgres", IMAGES["postgres_image"],
+            # The server wants its key for itself.
+            "-c", 'install -o postgres -m 600 /given/server.key /tmp/ && exec docker-entrypoint.sh "$@"', "sh",
+            "postgres", "-p", port, f"-clisten_addresses={gateway()}", "-chba_file=/given/pg_hba.conf",
+            "-cssl=on", "-cssl_cert_file=/given/server.pem", "-cssl_key_file=/tmp/server.key", "-cfsync=off",
+            options=(
+                "--entrypoint", "sh", "--env", "POSTGRES_PASSWORD=" + secrets.token_hex(20),
+                "--volume", f"{home}:/given:ro",
+                "--volume", f"{home}/roles.sql:/docker-entrypoint-initdb.d/roles.sql:ro",
+            ),
+        ) as name:  # fmt: skip
+            wait(name, lambda: run("docker", "exec", name, "pg_isready", "-h", gateway(), "-p", port).returncode == 0)
+            yield Outside(
+                settings={"DB_HOST": gateway(), "DB_PORT": port, "DB_NAME": "stack_data", "DB_USER": "stack_owner"},
+                secrets={"db_password": password, "db_ca.pem": (home / "ca.pem").read_text()},
+            )
+
+
+def certificates(folder: Path, address: str) -> None:
+    """Write ca.pem, and server.pem and server.key for an address, which that authority signed."""
+    make = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2")
+    for words in (
+        ("-subj", "/CN=an authority of its own", "-keyout", "ca.key", "-out", "ca.pem"),
+        ("-subj", "/CN=database", "-addext", f"subjectAltName=IP:{address}", "-addext", "basicConstraints=CA:FALSE",
+         "-CA", "ca.pem", "-CAkey", "ca.key", "-keyout", "server.key", "-out", "server.pem"),
+    ):  # fmt: skip
+        done = run(*make, *words, cwd=folder)
+        assert done.returncode == 0, done.stderr
+
+
+# What has to stand outside for an answer.
+FOR: dict[tuple[str, str], Callable[[], contextlib.AbstractContextManager[Outside]]] = {
+    ("backend", "managed"): managed_postgres,
+    ("artifact_store", "s3"): s3,
+    ("artifact_store", "azure"): azurite,
+    ("artifact_store", "gcs"): gcs,
+}
