@@ -21,6 +21,7 @@ READERS = {
     "object_store_root_user": {"object-store", "object-store-init"},
     "object_store_root_password": {"object-store", "object-store-init"},
     "object_store.json": {"object-store"},
+    "object_store_direct.json": {"object-store"},
     "object_store_admin": {"object-store-init"},
     "s3_credentials": {"mlflow", "migrate", "object-store-init"},
     "client_s3_credentials": {"object-store-init", "check"},
