@@ -143,7 +143,7 @@ class Faulty(local.Store):
     """A folder that alters what is written to it."""
 
     def write(self, name, size, pieces):
-        super().write(name, size, (piece.replace(b"a", b"b") for piece in pieces))
+        return super().write(name, size, (piece.replace(b"a", b"b") for piece in pieces))
 
 
 def test_a_store_that_alters_is_caught(source, tmp_path, journal):
@@ -174,6 +174,8 @@ def test_a_checksum_that_proves_saves_reading_back(source, tmp_path, journal):
     target = Vouching(str(tmp_path / "t"), "t", "", {})
     assert move(folder(source), target, journal, print).copied == 6
     assert move(folder(source), target, Journal(":memory:"), print).same == 6
+    with pytest.raises(StackError, match="read back"):
+        move(folder(source), target, Journal(":memory:"), print, distrust=True)
     target.claimed = "something else"
     with pytest.raises(AssertionError, match="read back"):
         copying.copy(folder(source), target, folder(source).stat("1/run/artifacts/a.txt"))

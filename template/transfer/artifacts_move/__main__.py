@@ -15,7 +15,7 @@ from stackops import artifact_uris, settings
 from stackops.errors import StackError, one_line
 
 from artifacts_move import copying, stores
-from artifacts_move.copying import Journal, Report, size_in_words
+from artifacts_move.copying import Journal, Report, objects, size_in_words
 
 OTHER_SECRETS = "/run/other"
 JOURNALS = Path("/var/tmp/artifacts-move")
@@ -31,7 +31,9 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--copy-only", action="store_true", help="leave the locations in the database as they are")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be done")
     parser.add_argument("--keep", choices=("source", "target"), default="", help="which side wins where both differ")
-    parser.add_argument("--distrust", action="store_true", help="compare again what earlier runs have copied")
+    parser.add_argument(
+        "--distrust", action="store_true", help="read again, on both sides, what earlier runs have copied"
+    )
     parser.add_argument("--jobs", type=int, default=16, help="objects at once (default: 16)")
     return parser.parse_args(argv)
 
@@ -81,7 +83,7 @@ def dry_run(source: stores.Store, target: stores.Store, journal: Journal, change
     found, there = copying.look(source), copying.look(target)
     needs = copying.plan(found, there, journal.all())
     copies = needs["copy"]
-    say(f"would copy {len(copies):,} objects, {size_in_words(sum(item.size for item in copies))}")
+    say(f"would copy {objects(len(copies))}, {size_in_words(sum(item.size for item in copies))}")
     say(
         f"{len(needs['skip']):,} are already there, {len(needs['compare']):,} are there and would be compared, "
         f"{len(needs['different']):,} are there and different"
@@ -94,14 +96,14 @@ def tell(report: Report, changes: list) -> None:
     """Print the report."""
     rate = report.copied_bytes / report.seconds if report.seconds else 0
     say(
-        f"copied {report.copied:,} objects, {size_in_words(report.copied_bytes)} in {report.seconds:.1f} s "
+        f"copied {objects(report.copied)}, {size_in_words(report.copied_bytes)} in {report.seconds:.1f} s "
         f"({size_in_words(rate)}/s); {report.same:,} were there already; all were compared with what was read"
     )
     if report.kept:
-        say(f"{report.kept:,} objects were different in the target and were left as they are there")
+        say(f"left alone, because it is different in the target: {objects(report.kept)}")
     if changes:
         say(f"changed the locations of {artifact_uris.in_words(changes)}")
-    say(f"OK: {report.found:,} objects, {size_in_words(report.found_bytes)}")
+    say(f"OK: {objects(report.found)}, {size_in_words(report.found_bytes)}")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -133,7 +135,7 @@ def run(args: argparse.Namespace) -> None:
         raise StackError(f"there is nothing in {source.where}; is it the right place?")
     if report.different:
         raise StackError(
-            f"{len(report.different)} objects are in {target.where} already, and different (one is "
+            f"{objects(len(report.different))} in {target.where} differ from what is in {source.where} (one is "
             f"{report.different[0]}); KEEP=source copies them again, KEEP=target leaves them; "
             "the locations in the database were not changed"
         )

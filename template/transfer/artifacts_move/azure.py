@@ -27,7 +27,10 @@ class Store:
         options = {"connection_timeout": 10, "read_timeout": 60, "retry_total": 4}
         key = Path(secrets, "azure_connection_string")
         if text := key.read_text().strip() if key.is_file() else "":
-            service = BlobServiceClient.from_connection_string(text, **options)
+            try:
+                service = BlobServiceClient.from_connection_string(text, **options)
+            except ValueError:
+                raise StackError("azure_connection_string is no connection string; copy it again") from None
         else:
             from azure.identity import DefaultAzureCredential
 
@@ -46,17 +49,18 @@ class Store:
     def read(self, name: str) -> Iterator[bytes]:
         return self.folder.download_blob(self.prefix + name).chunks()
 
-    def write(self, name: str, size: int, pieces: Iterable[bytes]) -> None:
+    def write(self, name: str, size: int, pieces: Iterable[bytes]) -> Item:
         blob = self.folder.get_blob_client(self.prefix + name)
         settings = ContentSettings(content_type=mimetypes.guess_type(name)[0])
         if size <= PART:
-            blob.upload_blob(b"".join(pieces), overwrite=True, content_settings=settings)
-            return
+            sent = blob.upload_blob(b"".join(pieces), overwrite=True, content_settings=settings)
+            return Item(name, size, sent["etag"].strip('"'))
         blocks = []
         for number, part in enumerate(parts(pieces, part_size(size))):
             blocks.append(b64encode(b"%08d" % number).decode())
             blob.stage_block(blocks[-1], part)
-        blob.commit_block_list(blocks, content_settings=settings)
+        sent = blob.commit_block_list(blocks, content_settings=settings)
+        return Item(name, size, sent["etag"].strip('"'))
 
     def tidy(self) -> None:
         """Nothing is left behind."""

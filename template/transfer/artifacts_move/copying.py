@@ -77,6 +77,11 @@ def size_in_words(size: float) -> str:
     return f"{size:.1f} TB"
 
 
+def objects(number: int) -> str:
+    """Return `1 object` or `1,234 objects`."""
+    return f"{number:,} object{'' if number == 1 else 's'}"
+
+
 class Changed(Exception):
     """An object changed while it was copied; the next look at the source finds it again."""
 
@@ -87,10 +92,9 @@ def copy(source: Store, target: Store, item: Item) -> Item:
     Raises StackError if what the target has is not what was read, and Changed if that was no whole object.
     """
     digest = Digest(target.vouches(item.size), part_size(item.size))
-    target.write(item.name, item.size, digest.over(source.read(item.name)))
+    there = target.write(item.name, item.size, digest.over(source.read(item.name)))
     if digest.size != item.size:
         raise Changed(item.name)
-    there = target.stat(item.name)
     if there.size == digest.size and digest.checksum and there.checksum == digest.checksum:
         return there
     if sha256(target.read(item.name)) != (digest.size, digest.sha256):
@@ -100,12 +104,12 @@ def copy(source: Store, target: Store, item: Item) -> Item:
     return there
 
 
-def equal(source: Store, target: Store, item: Item, there: Item) -> bool:
-    """Return whether an object that is on both sides is the same."""
+def equal(source: Store, target: Store, item: Item, there: Item, trust: bool = True) -> bool:
+    """Return whether an object that is on both sides is the same; without `trust` both are read."""
     digest = Digest(target.vouches(item.size), part_size(item.size))
     for _ in digest.over(source.read(item.name)):
         pass
-    if digest.checksum and there.checksum == digest.checksum:
+    if trust and digest.checksum and there.checksum == digest.checksum:
         return True
     return sha256(target.read(item.name)) == (digest.size, digest.sha256)
 
@@ -162,7 +166,8 @@ def move(
     """Copy everything that is missing, and return what was done.
 
     `keep` says which side wins where the two differ: `source`, `target`, or neither: then they are left alone and
-    the report names them. `distrust` compares again what earlier runs have copied. Raises StackError for the first
+    the report names them. `distrust` reads again, on both sides, what
+    earlier runs have copied. Raises StackError for the first
     object that cannot be copied.
     """
     report, start, seen = Report(), time.monotonic(), {}
@@ -176,7 +181,7 @@ def move(
         seen = {name: item.version for name, item in found.items()}
         report.found, report.found_bytes = len(found), sum(item.size for item in found.values())
         report.same += len(needs["skip"])
-        _compare(source, target, journal, report, needs, there, jobs)
+        _compare(source, target, journal, report, needs, there, jobs, not distrust)
         if needs["different"] and keep == "source":
             needs["copy"] += needs["different"]
         elif keep == "target":
@@ -188,16 +193,16 @@ def move(
         say("clients still write to the source: run this again when they are stopped")
     missing = sorted(seen.keys() - look(target).keys())
     if missing:
-        raise StackError(f"{len(missing)} objects are not in {target.where} after all (one is {missing[0]}); try again")
+        raise StackError(f"{objects(len(missing))} did not stay in {target.where} (one is {missing[0]}); try again")
     target.tidy()
     report.seconds = time.monotonic() - start
     return report
 
 
-def _compare(source, target, journal, report, needs, there, jobs) -> None:
+def _compare(source, target, journal, report, needs, there, jobs, trust) -> None:
     """Sort the objects to compare into the same and the different."""
     compare = needs["compare"]
-    for item, future in bounded(lambda item: equal(source, target, item, there[item.name]), compare, jobs):
+    for item, future in bounded(lambda one: equal(source, target, one, there[one.name], trust), compare, jobs):
         try:
             same = future.result()
         except Exception as error:
@@ -232,7 +237,7 @@ def _copy(source, target, journal, report, items, seen, jobs, say) -> None:
                 rate = done_bytes / (now - start)
                 left = f", about {(total - done_bytes) / rate:.0f} s left" if rate else ""
                 say(
-                    f"{number:,} of {len(items):,} objects, {size_in_words(done_bytes)} of "
+                    f"{number:,} of {objects(len(items))}, {size_in_words(done_bytes)} of "
                     f"{size_in_words(total)}, {size_in_words(rate)}/s{left}"
                 )
     finally:

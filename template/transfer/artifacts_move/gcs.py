@@ -41,12 +41,12 @@ class Store:
             while piece := file.read(CHUNK):
                 yield piece
 
-    def write(self, name: str, size: int, pieces: Iterable[bytes]) -> None:
+    def write(self, name: str, size: int, pieces: Iterable[bytes]) -> Item:
         blob = self.bucket.blob(self.prefix + name)
         kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
         if size <= PART:
             blob.upload_from_string(b"".join(pieces), content_type=kind)
-            return
+            return self._item(name, blob)
         stream = blob.open("wb", content_type=kind, chunk_size=part_size(size), ignore_flush=True)
         try:
             for part in parts(pieces, part_size(size)):
@@ -55,6 +55,7 @@ class Store:
         except BaseException:
             stream.terminate()
             raise
+        return self.stat(name)
 
     def tidy(self) -> None:
         """Nothing is left behind."""

@@ -54,7 +54,7 @@ class Store:
             while piece := file.read(CHUNK):
                 yield piece
 
-    def write(self, name: str, size: int, pieces: Iterable[bytes]) -> None:
+    def write(self, name: str, size: int, pieces: Iterable[bytes]) -> Item:
         work, path = self.root / WORK, self.root / name
         work.mkdir(parents=True, exist_ok=True)
         part = work / str(threading.get_ident())
@@ -65,6 +65,7 @@ class Store:
             os.fsync(file.fileno())
         path.parent.mkdir(parents=True, exist_ok=True)
         part.replace(path)
+        return self.stat(name)
 
     def tidy(self) -> None:
         shutil.rmtree(self.root / WORK, ignore_errors=True)

@@ -59,18 +59,18 @@ class Store:
 
     def _item(self, name: str, size: int, found: Mapping) -> Item:
         tag = found["ETag"].strip('"')
-        return Item(name, size, f"{tag}:{int(found['LastModified'].timestamp())}", tag)
+        return Item(name, size, tag, tag)
 
     def read(self, name: str) -> Iterator[bytes]:
         return self.client.get_object(**self._place(name))["Body"].iter_chunks(CHUNK)
 
-    def write(self, name: str, size: int, pieces: Iterable[bytes]) -> None:
+    def write(self, name: str, size: int, pieces: Iterable[bytes]) -> Item:
         place = self._place(name)
         kind = mimetypes.guess_type(name)[0]
         extra = {**({"ContentType": kind} if kind else {}), **self.extra}
         if size <= PART:
-            self.client.put_object(**place, Body=b"".join(pieces), **extra)
-            return
+            sent = self.client.put_object(**place, Body=b"".join(pieces), **extra)
+            return self._item(name, size, sent)
         self._forget(place)
         upload = {**place, "UploadId": self.client.create_multipart_upload(**place, **extra)["UploadId"]}
         repeated, tags = {k: v for k, v in extra.items() if k in PART_ARGUMENTS}, []
@@ -78,7 +78,8 @@ class Store:
             for number, part in enumerate(parts(pieces, part_size(size)), 1):
                 sent = self.client.upload_part(**upload, PartNumber=number, Body=part, **repeated)
                 tags.append({"PartNumber": number, "ETag": sent["ETag"]})
-            self.client.complete_multipart_upload(**upload, MultipartUpload={"Parts": tags})
+            sent = self.client.complete_multipart_upload(**upload, MultipartUpload={"Parts": tags})
+            return self._item(name, size, sent)
         except BaseException:
             self.client.abort_multipart_upload(**upload)
             raise
