@@ -16,21 +16,22 @@ Model = dict[str, Any]
 READERS = {
     "postgres_password": {"postgres"},
     "passwd": {"postgres"},
-    "db_password": {"mlflow", "migrate", "postgres", "pgloader"},
-    "db_ca.pem": {"mlflow", "migrate", "pgloader"},
+    "db_password": {"mlflow", "migrate", "artifacts-move", "postgres", "pgloader"},
+    "db_ca.pem": {"mlflow", "migrate", "artifacts-move", "pgloader"},
     "object_store_root_user": {"object-store", "object-store-init"},
     "object_store_root_password": {"object-store", "object-store-init"},
     "object_store.json": {"object-store"},
+    "object_store_direct.json": {"object-store"},
     "object_store_admin": {"object-store-init"},
-    "s3_credentials": {"mlflow", "migrate", "object-store-init"},
+    "s3_credentials": {"mlflow", "migrate", "artifacts-move", "object-store-init"},
     "client_s3_credentials": {"object-store-init", "check"},
-    "azure_connection_string": {"mlflow", "migrate"},
-    "gcs_credentials.json": {"mlflow", "migrate"},
-    "admin_password": {"mlflow", "migrate", "check"},
+    "azure_connection_string": {"mlflow", "migrate", "artifacts-move"},
+    "gcs_credentials.json": {"mlflow", "migrate", "artifacts-move"},
+    "admin_password": {"mlflow", "migrate", "artifacts-move", "check"},
     "htpasswd": {"nginx"},
-    "flask_secret_key": {"mlflow", "migrate"},
-    "crypto_kek_passphrase": {"mlflow", "migrate"},
-    "webhook_encryption_key": {"mlflow", "migrate"},
+    "flask_secret_key": {"mlflow", "migrate", "artifacts-move"},
+    "crypto_kek_passphrase": {"mlflow", "migrate", "artifacts-move"},
+    "webhook_encryption_key": {"mlflow", "migrate", "artifacts-move"},
 }
 
 
@@ -154,7 +155,7 @@ def _readers(secret: str, answers: Answers) -> set[str]:
     """Return the services that may read a secret."""
     readers = READERS.get(secret, set())
     if secret == "admin_password" and answers["auth"] == "basic":
-        return readers - {"mlflow", "migrate"}
+        return readers - {"mlflow", "migrate", "artifacts-move"}
     if answers["artifact_access"] == "direct" and answers["artifact_store"] in ("s3", "azure", "gcs"):
         return readers | ({"check"} if "s3" in secret or "azure" in secret or "gcs" in secret else set())
     return readers
@@ -195,7 +196,7 @@ def _networks(model: Model, answers: Answers) -> list[str]:
         wanted = {"data"} if name in inside else {"edge"}
         if name == "object-store" and published and answers["reverse_proxy"] == "none":
             wanted = {"data", "edge"}
-        if (name in ("mlflow", "migrate") and inside) or (name == "nginx" and published):
+        if (name in ("mlflow", "migrate", "artifacts-move") and inside) or (name == "nginx" and published):
             wanted = {"data", "edge"}
         if joined != wanted:
             found.append(f"{name}: is on the networks {sorted(joined)} and not on {sorted(wanted)}")

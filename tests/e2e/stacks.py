@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -179,6 +180,18 @@ class Stack:
         tried = log.read_text().splitlines() if log.exists() else []
         log.unlink(missing_ok=True)
         return tried
+
+    def answer(self, **answers: Any) -> None:
+        """Change answers, as `copier update --data` would: files come, change and go; what the owner made stays."""
+        with tempfile.TemporaryDirectory() as folder:
+            before, after = Path(folder, "before"), Path(folder, "after")
+            for destination, data in ((before, self.answers), (after, {**self.answers, **answers})):
+                copier.run_copy(str(ROOT), destination, data=data, defaults=True, quiet=True, vcs_ref="HEAD")
+            for path in (p for p in before.rglob("*") if p.is_file() and not (after / p.relative_to(before)).exists()):
+                (self.folder / path.relative_to(before)).unlink()
+            shutil.copytree(after, self.folder, dirs_exist_ok=True)
+        del self.answers
+        self.setting("MLFLOW_IMAGE", image_tag(self.folder))
 
     def up(self) -> None:
         """`make up`, and remember how long it took."""

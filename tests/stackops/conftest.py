@@ -1,4 +1,4 @@
-"""The package under test is the one in the template, as it is copied into every stack."""
+"""The packages under test are those in the template, as they are copied into every stack."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parents[2] / "template" / "stackops"
-sys.path.insert(0, str(PROJECT))
+sys.path[:0] = [str(PROJECT), str(PROJECT.parent / "transfer")]
 sys.dont_write_bytecode = True  # nothing may appear in the template
 
 

@@ -40,8 +40,8 @@ CASES = [
     ("mlflow-artifacts:///2/x", [("mlflow-artifacts:/2", "s3://b")], "s3://b/x"),
     ("mlflow-artifacts:/22", [("mlflow-artifacts:/2", "s3://b")], None),
     # folders, as MLflow writes them without a server
-    ("/home/me/mlruns/0/r/artifacts", [("/home/me/mlruns", "mlflow-artifacts:")], "mlflow-artifacts:/0/r/artifacts"),
-    ("file:///home/me/mlruns/0", [("file:///home/me/mlruns", "mlflow-artifacts:/")], "mlflow-artifacts:/0"),
+    ("/srv/me/mlruns/0/r/artifacts", [("/srv/me/mlruns", "mlflow-artifacts:")], "mlflow-artifacts:/0/r/artifacts"),
+    ("file:///srv/me/mlruns/0", [("file:///srv/me/mlruns", "mlflow-artifacts:/")], "mlflow-artifacts:/0"),
     ("./mlruns/0", [("./mlruns", "mlflow-artifacts:/")], "mlflow-artifacts:/0"),
     ("s3://b/0", [("s3://b", "file:///srv/a/")], "file:///srv/a/0"),
     ("s3://b/0", [("s3://b", "file:///")], "file:///0"),

@@ -172,6 +172,17 @@ def count(connection: "Connection", mapping: Mapping) -> list[Change]:
     return found
 
 
+def refuse_too_long(changes: Sequence[Change]) -> None:
+    """Raise StackError if a new location would be longer than its column."""
+    for change in changes:
+        if change.too_long:
+            raise StackError(
+                f"{change.too_long} of the new locations in {change.place.name} would be longer than its "
+                f"{change.place.length} characters (one is now {one_line(change.long_example, 160)}); choose "
+                "a shorter new location, nothing was changed"
+            )
+
+
 def apply(connection: "Connection", mapping: Mapping) -> list[Change]:
     """Change all places in the caller's transaction: one UPDATE a column. Returns what was changed.
 
@@ -180,13 +191,7 @@ def apply(connection: "Connection", mapping: Mapping) -> list[Change]:
     import sqlalchemy as sa
 
     changes = count(connection, mapping)
-    for change in changes:
-        if change.too_long:
-            raise StackError(
-                f"{change.too_long} of the new locations in {change.place.name} would be longer than its "
-                f"{change.place.length} characters (one is {one_line(change.long_example, 160)}); choose a "
-                "shorter new location, nothing was changed"
-            )
+    refuse_too_long(changes)
     changed = {change.place for change in changes}
     for place, table, column, new, condition in _plans(connection, mapping):
         if place in changed:
