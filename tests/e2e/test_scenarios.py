@@ -421,7 +421,7 @@ def a_busy_port_is_one_sentence(it: Running) -> None:
 Check = Callable[[Running], None]
 # What takes long, by the purpose that is started with nothing but its defaults.
 FURTHER: dict[str, list[Check]] = {
-    "solo": [up_twice_changes_nothing, restart, a_busy_port_is_one_sentence, data_stays],
+    "solo": [restart, a_busy_port_is_one_sentence, data_stays],
     "team": [up_twice_changes_nothing, a_missing_database_is_named, data_stays, pgloader_loads_a_sqlite_file],
     "cloud": [pgloader_loads_a_sqlite_file],
 }
