@@ -498,6 +498,7 @@ def test_services_elsewhere_that_refuse(flagship: Stack, ledger: Path, tmp_path:
             )
             secrets = cloud.folder / "secrets"
             assert re.search(r"secrets/db_password is empty", fails(cloud))
+            cloud.make("build")  # a first build takes what it takes
             (secrets / "db_password").write_text("wrong\n")
             assert re.search(r"database mlflow on nowhere.invalid:5432 did not answer within .*reachable", fails(cloud))
             for name, value in (("DB_HOST", "postgres"), ("DB_NAME", "guest"), ("DB_USER", "guest")):
