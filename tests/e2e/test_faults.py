@@ -309,11 +309,9 @@ def engine_kit() -> Path:
 def test_the_engine_restarts(flagship: Stack, ledger: Path) -> None:
     """As when the machine restarts: all parts come back in any order, and nobody runs Compose."""
     kit = engine_kit()
-    pid = int(Path("/run/engine-kit.pid").read_text())
-    os.kill(pid, signal.SIGTERM)
-    until(lambda: not Path(f"/proc/{pid}").exists(), 60, "the engine ends")
-    up = run(str(kit / "engine-up"))
-    assert up.returncode == 0, up.stdout + up.stderr
+    for command in ("engine-down", "engine-up"):  # SIGTERM, and a new one
+        done = run(str(kit / command))
+        assert done.returncode == 0, done.stdout + done.stderr
     until(lambda: run("docker", "version").returncode == 0, 60, "the engine answers")
     until(lambda: all_healthy(flagship), 120, "all parts are back")
     compare(flagship, ledger)
@@ -500,6 +498,7 @@ def test_services_elsewhere_that_refuse(flagship: Stack, ledger: Path, tmp_path:
             )
             secrets = cloud.folder / "secrets"
             assert re.search(r"secrets/db_password is empty", fails(cloud))
+            cloud.make("build")  # a first build takes what it takes
             (secrets / "db_password").write_text("wrong\n")
             assert re.search(r"database mlflow on nowhere.invalid:5432 did not answer within .*reachable", fails(cloud))
             for name, value in (("DB_HOST", "postgres"), ("DB_NAME", "guest"), ("DB_USER", "guest")):
@@ -508,8 +507,6 @@ def test_services_elsewhere_that_refuse(flagship: Stack, ledger: Path, tmp_path:
             (secrets / "db_password").write_text("guest-password\n")
             assert re.search(r"role guest may not create tables; make it the database's owner", fails(cloud))
             psql(flagship, "alter database guest owner to guest")
-            (secrets / "s3_credentials").write_text(flagship.secret("object_store_admin") + "\n")
-            assert re.search(r"artifact store s3://missing .* no such bucket; create it", fails(cloud))
             (secrets / "s3_credentials").write_text(flagship.secret("s3_credentials") + "\n")
             assert re.search(r"artifact store s3://missing .* access is denied; the bucket must exist", fails(cloud))
             cloud.setting("S3_BUCKET", flagship.answers["bucket"])
