@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -334,3 +335,87 @@ def test_where_locations_lead(source, target, direct, uri, followed, archive):
     mapping = program.mapping(source, target, direct)
     after = {place.by_server: rewrite(uri, _for(place, mapping)) for place in PLACES}
     assert after == {False: followed, True: archive}
+
+
+class Program:
+    """The whole command beside a stack with SQLite and local artifacts, whose database still names another folder."""
+
+    def __init__(self, base: Path, source: Path):
+        self.base, self.source, self.own = base, source, base / "own"
+        (base / "secrets").mkdir()
+        self.database = f"{base}/mlflow.db"
+        with contextlib.closing(sqlite3.connect(self.database)) as connection, connection:
+            connection.execute("CREATE TABLE runs (run_uuid TEXT, artifact_uri TEXT)")
+            connection.execute("CREATE TABLE experiments (experiment_id INTEGER, artifact_location TEXT)")
+            connection.execute("INSERT INTO runs VALUES ('r', ?)", (f"{source}/1/run/artifacts",))
+            connection.execute("INSERT INTO experiments VALUES (1, ?)", (f"file://{source}/1",))
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        env = {
+            "PYTHONPATH": f"{PROJECT}{os.pathsep}{PROJECT.parent / 'transfer'}",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "STACK_BACKEND": "sqlite",
+            "STACK_STORE": "local",
+            "ARTIFACT_URI": str(self.own),
+            "ARTIFACT_ACCESS": "proxied",
+            "DATA_DIR": str(self.base),
+            "SECRETS_DIR": str(self.base / "secrets"),
+            "RUNTIME_DIR": str(self.base / "run"),
+            "TMPDIR": str(self.base),
+        }
+        command = [sys.executable, "-m", "artifacts_move", *arguments]
+        return subprocess.run(command, env=env, capture_output=True, text=True)
+
+    def locations(self) -> list[str]:
+        with contextlib.closing(sqlite3.connect(self.database)) as connection:
+            both = "SELECT artifact_uri FROM runs UNION ALL SELECT artifact_location FROM experiments"
+            return [uri for (uri,) in connection.execute(both)]
+
+
+@pytest.fixture
+def program(tmp_path: Path, source: Path) -> Program:
+    return Program(tmp_path, source)
+
+
+def test_the_database_follows(program):
+    before = program.locations()
+    dry = program.run("--from", str(program.source), "--dry-run")
+    assert "would copy 6 objects" in dry.stdout and "would change 1 of runs.artifact_uri" in dry.stdout
+    assert not program.own.exists() and program.locations() == before
+    done = program.run("--from", str(program.source))
+    assert done.returncode == 0, done.stderr
+    assert "changed the locations of 1 experiment and 1 run" in done.stdout
+    assert program.locations() == ["mlflow-artifacts:/1/run/artifacts", "mlflow-artifacts:/1"]
+    assert content(program.own) == content(program.source)
+
+
+@pytest.mark.parametrize("why", ["different", "nothing", "too long", "unreadable", "the same place"])
+def test_a_failure_leaves_the_database(program, why):
+    before, arguments = program.locations(), ["--from", str(program.source)]
+    expected = {"different": "KEEP=source", "nothing": "is it the right place", "too long": "longer than its 200"}
+    if why == "different":
+        (program.own / "1/run/artifacts").mkdir(parents=True)
+        (program.own / "1/run/artifacts/a.txt").write_bytes(b"mine")
+    elif why == "nothing":
+        arguments = ["--from", str(program.base / "nowhere"), "--known-as", str(program.source)]
+    elif why == "too long":
+        with contextlib.closing(sqlite3.connect(program.database)) as connection, connection:
+            connection.execute("INSERT INTO runs VALUES ('long', ?)", (f"{program.source}/{'x' * 190}",))
+        before = program.locations()
+    elif why == "unreadable":
+        (program.source / "link").symlink_to("nowhere")
+    else:
+        arguments = ["--to", str(program.own / "inside")]
+    done = program.run(*arguments)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("artifacts-move: error: ") and expected.get(why, "") in done.stderr
+    assert program.locations() == before
+    assert why != "too long" or not program.own.exists()  # refused before the first byte
+
+
+def test_a_plain_copy_leaves_the_database(program):
+    program.run("--from", str(program.source))
+    before = program.locations()
+    done = program.run("--to", str(program.base / "copy"), "--copy-only")
+    assert done.returncode == 0, done.stderr
+    assert content(program.base / "copy") == content(program.own) and program.locations() == before

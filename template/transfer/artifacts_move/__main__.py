@@ -18,7 +18,7 @@ from artifacts_move import copying, stores
 from artifacts_move.copying import Journal, Report, objects, size_in_words
 
 OTHER_SECRETS = "/run/other"
-JOURNALS = Path("/var/tmp/artifacts-move")
+JOURNALS = Path(os.environ.get("TMPDIR") or "/var/tmp", "artifacts-move")
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
