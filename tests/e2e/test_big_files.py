@@ -51,7 +51,7 @@ os.unlink(back)
 print(run.info.run_id)
 """
 
-# What the server's processes hold in memory, what its temporary files take (deleted ones too), what the network brought.
+# What the server's processes hold in memory, what temporary files take (deleted ones too), what the network brought.
 LOOK = """
 import json, os, re
 held, files = 0, {}

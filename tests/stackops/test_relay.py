@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import tempfile
 import threading
 
 import pytest
@@ -45,9 +46,13 @@ async def stream(data: bytes, step: int, breaks_at: int | None = None):
 
 @pytest.fixture
 def small(monkeypatch):
-    """Small parts, so that the tests need few bytes."""
+    """Small parts, so that the tests need few bytes; in the end every temporary file is closed."""
+    made, real = [], tempfile.SpooledTemporaryFile
     monkeypatch.setattr(relay, "MEMORY", 1000)
     monkeypatch.setattr(relay, "PART", 10_000)
+    monkeypatch.setattr(relay.tempfile, "SpooledTemporaryFile", lambda size: made.append(real(size)) or made[-1])
+    yield
+    assert made and all(file.closed for file in made)
 
 
 @pytest.mark.parametrize("size", [0, 1, 999, 1000, 9_999, 10_000, 10_001, 19_999, 20_000, 20_001, 95_000])

@@ -62,20 +62,26 @@ def wrapped(uri: str, root: str) -> str:
 async def parts(chunks: AsyncIterable[bytes]) -> AsyncIterator[BinaryIO]:
     """Gather chunks into files, one a part, that the receiver closes; no chunk gives one empty file."""
     count, size, held, part = 0, 0, bytearray(), tempfile.SpooledTemporaryFile(MEMORY)  # noqa: SIM115
-    async for chunk in chunks:
-        held += chunk
-        if len(held) >= MEMORY:
-            await asyncio.to_thread(part.write, bytes(held))
-            size += len(held)
-            held.clear()
-        if size >= PART * (1 + count // 1000):
-            part.seek(0)
-            yield part
-            count, size, part = count + 1, 0, tempfile.SpooledTemporaryFile(MEMORY)  # noqa: SIM115
-    if size or held or not count:
-        part.write(held)
-        part.seek(0)
-        yield part
+    try:
+        async for chunk in chunks:
+            held += chunk
+            if len(held) >= MEMORY:
+                await asyncio.to_thread(part.write, bytes(held))
+                size += len(held)
+                held.clear()
+            if size >= PART * (1 + count // 1000):
+                full, part = part, tempfile.SpooledTemporaryFile(MEMORY)  # noqa: SIM115
+                count, size = count + 1, 0
+                full.seek(0)
+                yield full
+        if size or held or not count:
+            part.write(held)
+            last, part = part, None
+            last.seek(0)
+            yield last
+    finally:
+        if part:
+            part.close()
 
 
 async def send(chunks: AsyncIterable[bytes], writer: Any) -> None:
@@ -88,9 +94,10 @@ async def send(chunks: AsyncIterable[bytes], writer: Any) -> None:
         with file:
             await asyncio.to_thread(step, file)
 
-    sending, newest = None, None  # only another part behind it tells that a part is not the whole
+    files, opened, sending, newest = parts(chunks), [], None, None
     try:
-        async for file in parts(chunks):
+        async for file in files:  # only another part behind it tells that a part is not the whole
+            opened.append(file)
             if sending:
                 await sending
             if newest:
@@ -107,6 +114,11 @@ async def send(chunks: AsyncIterable[bytes], writer: Any) -> None:
             await asyncio.wait([sending])
         await asyncio.to_thread(writer.abort)
         raise
+    finally:
+        # At once, and not when the garbage collector comes by: they take room on the disk.
+        await files.aclose()
+        for file in opened:
+            file.close()
 
 
 class RelayArtifactRepository(ArtifactRepository, StreamUploadMixin):

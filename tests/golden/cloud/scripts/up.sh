@@ -33,6 +33,9 @@ if [ ! -s secrets/htpasswd ]; then
   mv secrets/.htpasswd.new secrets/htpasswd
 fi
 
+# The last line of standard input, without what stackops puts in front.
+last_words() { grep . | tail -n 1 | sed 's/^stackops: error: //; s/^not ready: //'; }
+
 # Of a job that failed, its last line is the reason; of a container that could not start, the engine's word.
 explain() {
   docker compose ps --all --format '{{.Name}} {{.Service}} {{.State}} {{.ExitCode}} {{.Health}}' |
@@ -46,13 +49,24 @@ explain() {
       esac
       case "$state $code $health" in
         "exited 0 "*) ;;
-        exited* | restarting*) die "$(docker logs --tail 1 "$name" 2>&1)" ;;
+        exited* | restarting*)
+          said=$(docker logs --tail 5 "$name" 2>&1)
+          case $said in
+            *"stackops: error: "*) die "$(printf '%s\n' "$said" | last_words)" ;;
+            *) die "$service does not start, 'make logs SERVICE=$service' shows all of it: $(printf '%s\n' "$said" | last_words)" ;;
+          esac
+          ;;
         *unhealthy)
-          die "$service is not ready: $(docker inspect --format '{{range .State.Health.Log}}{{println .Output}}{{end}}' "$name" | grep . | tail -n 1)"
+          die "$service is not ready: $(docker inspect --format '{{range .State.Health.Log}}{{println .Output}}{{end}}' "$name" | last_words)"
           ;;
       esac
     done
 }
+
+# A part that fails again and again pauses longer after each time. Its cause may be gone: it starts afresh.
+failing=$(docker compose ps --status restarting --services)
+# shellcheck disable=SC2086 # one word a service
+[ -z "$failing" ] || docker compose stop $failing
 
 if ! docker compose up --detach --wait; then
   explain

@@ -53,6 +53,12 @@ random 40 | secret postgres_password
 random 40 | secret db_password
 printf 'postgres:x:%s:%s::/var/lib/postgresql:/bin/sh\n' "$owner" "$group" | secret passwd
 wanted gcs_credentials.json "put in the key file of a service account, or leave it empty to use the service account of this machine"
+# The stack runs as their owner and could not read a file of somebody else, e.g. of a run as root.
+foreign=$(find secrets ! -user "$(id -u)" | head -n 1)
+if [ -n "$foreign" ] && [ "$(id -u)" -ne 0 ]; then
+  echo "init: error: $foreign belongs to another user: run 'sudo chown -R $owner:$group secrets'" >&2
+  exit 1
+fi
 chmod 700 secrets
 find secrets -type f -exec chmod 600 {} +
 [ "$(id -u)" -ne 0 ] || chown -R "$owner:$group" secrets

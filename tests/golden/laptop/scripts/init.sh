@@ -43,6 +43,12 @@ mkdir -p secrets
 random 40 | secret crypto_kek_passphrase
 # A Fernet key: 32 random bytes in URL-safe base64.
 head -c 32 /dev/urandom | base64 | tr '+/' '-_' | secret webhook_encryption_key
+# The stack runs as their owner and could not read a file of somebody else, e.g. of a run as root.
+foreign=$(find secrets ! -user "$(id -u)" | head -n 1)
+if [ -n "$foreign" ] && [ "$(id -u)" -ne 0 ]; then
+  echo "init: error: $foreign belongs to another user: run 'sudo chown -R $owner:$group secrets'" >&2
+  exit 1
+fi
 chmod 700 secrets
 find secrets -type f -exec chmod 600 {} +
 [ "$(id -u)" -ne 0 ] || chown -R "$owner:$group" secrets

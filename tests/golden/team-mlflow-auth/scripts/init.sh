@@ -55,6 +55,12 @@ key_pair "$(random 20)" "$(random 40)" | secret s3_credentials
 key_pair "$(random 20)" "$(random 40)" | secret client_s3_credentials
 random 24 | secret admin_password
 random 40 | secret flask_secret_key
+# The stack runs as their owner and could not read a file of somebody else, e.g. of a run as root.
+foreign=$(find secrets ! -user "$(id -u)" | head -n 1)
+if [ -n "$foreign" ] && [ "$(id -u)" -ne 0 ]; then
+  echo "init: error: $foreign belongs to another user: run 'sudo chown -R $owner:$group secrets'" >&2
+  exit 1
+fi
 chmod 700 secrets
 find secrets -type f -exec chmod 600 {} +
 [ "$(id -u)" -ne 0 ] || chown -R "$owner:$group" secrets

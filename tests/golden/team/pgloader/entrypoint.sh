@@ -7,4 +7,6 @@ if [ ! -s "${SQLITE_FILE:=/import/mlflow.db}" ]; then
 fi
 PGPASSWORD=$(cat /run/secrets/db_password)
 export PGPASSWORD SQLITE_FILE
+# OpenSSL trusts a database's own authority, where one is given, in place of the public ones.
+[ ! -s "${DB_SSLROOTCERT:-}" ] || export SSL_CERT_FILE="$DB_SSLROOTCERT"
 exec "$@"
