@@ -20,6 +20,14 @@ def test_a_failure_that_lasts_is_told_at_once():
     assert failures.verdict(ValueError("x"), LOCAL, trouble, 180 + 61)[0] == 503, "the trouble was over"
 
 
+def test_a_store_that_nobody_reaches_may_come_back():
+    exceptions = pytest.importorskip("botocore.exceptions")
+    error = exceptions.EndpointConnectionError(endpoint_url="http://object-store:8333", error="refused")
+    trouble = failures.Trouble()
+    seen = [failures.verdict(error, ENV, trouble, now)[0] for now in (100, 110, 129, 131, 180)]
+    assert seen == [503] * 5
+
+
 def test_a_full_disk_needs_no_patience():
     error = OSError(errno.ENOSPC, "No space left on device")
     status, text = failures.verdict(error, LOCAL, failures.Trouble(), 0)

@@ -1,8 +1,9 @@
 """What clients are told when the artifact store fails; MLflow itself would say Internal Server Error.
 
 The stock client tries again at 500 and 503, for minutes, and then tells how often it tried but not why. So a
-failure that may pass is answered with 503. One that lasts, and a full disk, is answered with 507: the client
-gives up at once and shows the sentence.
+failure that may pass is answered with 503, and so is a store that nobody reaches: it may come back. A
+full disk, and a store that keeps answering with failures, are answered with 507: the client gives up at once
+and shows the sentence.
 """
 
 import errno
@@ -23,6 +24,14 @@ LASTING = 30
 CALM = 60
 """Seconds without a failure after which an earlier one is over."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
+UNREACHABLE = {
+    "ConnectionError",
+    "HTTPClientError",
+    "ServiceRequestError",
+    "RequestException",
+    "TransportError",
+}
+"""How the stores' client libraries call, in their own class or one it comes from, that nobody answered."""
 
 
 class Trouble:
@@ -49,7 +58,8 @@ def verdict(error: Exception, env: Mapping[str, str], trouble: Trouble, now: flo
         return 507, f"{where}: {error.strerror}; make room, or enlarge its disk"
     explain = getattr(settings.store(env), "explain", None)
     text = str(explain(error, where)) if explain else f"{where}: {one_line(error)}"
-    return (507 if trouble.lasts(now) else 503), text
+    lasts = trouble.lasts(now) and not UNREACHABLE & {cls.__name__ for cls in type(error).__mro__}
+    return (507 if lasts else 503), text
 
 
 async def answer(request: "Request", error: Exception) -> "Response":
