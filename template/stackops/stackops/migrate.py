@@ -18,7 +18,7 @@ from pathlib import Path
 from stackops import artifact_uris, settings
 from stackops.backends import postgres
 from stackops.errors import StackError, one_line
-from stackops.migration import hazards, load, prepare, source, target
+from stackops.migration import hazards, load, pgloader, prepare, source, target
 
 HELP = "move another MLflow's rows into this stack's database"
 BACKUPS = "/backups"
@@ -43,6 +43,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--fix", metavar="NAME[,NAME…]", default="", help=f"repairs on the copy: {', '.join(hazards.FIXES)}"
+    )
+    parser.add_argument(
+        "--stage", choices=("all", "prepare", "finish"), default="all", help="the two halves around pgloader"
     )
     parser.add_argument(
         "--password-stdin",
@@ -165,29 +168,38 @@ def run(args: argparse.Namespace) -> None:
         print(text, file=sys.stderr if to_stderr else sys.stdout, flush=True)
 
     wanted, repairs = mapping(args.artifacts), fixes(args.fix)
-    with (
-        target.opened(env) as place,
-        prepare.workplace() as work,
-        opened_source(args, env, place, work, wanted, repairs, say) as (rows, report),
-    ):
-        names = look(rows, place, report)
-        if not args.json:
-            print(report.as_text(), flush=True)
-        elif args.check or report.found or (report.occupied and not args.replace):
-            print(report.as_json(), flush=True)
-        if report.found:
-            raise StackError(
-                f"{len(report.found)} things are in the way, see above; add what the last column says, "
-                "or mend the source"
-            )
-        if report.occupied and not args.replace:
-            raise full(place, report.occupied)
-        if args.check:
-            return
-        move(rows, place, names, args, say)
-        if args.json:
-            print(report.as_json(), flush=True)
+    with target.opened(env) as place, prepare.workplace(args.stage) as work:
+        if args.stage == "finish":
+            report = finish(place, work, args, say)
+        else:
+            with opened_source(args, env, place, work, wanted, repairs, say) as (rows, report):
+                names = look(rows, place, report)
+                judge(place, args, report)
+                if args.check:
+                    return
+                if args.stage == "prepare":
+                    hand_over(rows, place, names, env, work)
+                    return
+                move(rows, place, names, args, say)
+    if args.json:
+        print(report.as_json(), flush=True)
     say(f"moved {sum(report.rows.values()):,} rows in {time.monotonic() - started:.1f} s")
+
+
+def judge(place: target.Target, args: argparse.Namespace, report: Report) -> None:
+    """Print the report, and raise StackError if something is in the way."""
+    refused = report.found or (report.occupied and not args.replace)
+    if not args.json:
+        print(report.as_text(), flush=True)
+    elif args.check or refused:
+        print(report.as_json(), flush=True)
+    if report.found:
+        raise StackError(
+            f"{len(report.found)} things are in the way, see above; add what the last column says, "
+            "or mend the source"
+        )
+    if refused:
+        raise full(place, report.occupied)
 
 
 @contextmanager
@@ -317,13 +329,42 @@ def full(place: target.Target, occupied: dict[str, int]) -> StackError:
 
 def move(rows, place: target.Target, names: list[str], args, say) -> None:
     """Load and verify; with --replace, write a backup first. Raises StackError; then nothing was changed."""
+    reserve(place, names, args, say)
+    pgloader.drop_schema(place)
+    load.load(place, rows, names, say)
+
+
+def reserve(place: target.Target, names: list[str], args, say) -> None:
+    """Keep everybody else away, and with --replace write a backup of the rows. Raises StackError."""
     target.wait_for_silence(place)
     target.lock(place, names)
-    if occupied := target.occupied(place, names):
-        if not args.replace:
-            raise full(place, occupied)
+    occupied = target.occupied(place, names)
+    if occupied and not args.replace:
+        raise full(place, occupied)
+    if occupied:
         folder = Path(args.backups) / time.strftime("before-migrate-%Y%m%d-%H%M%S")
         with load.explained(place):
             source.write_backup(place.connection, {n: place.tables[n] for n in names}, place.parts, folder)
         say(f"backup: {folder.name}; make migrate FROM=backups/{folder.name} REPLACE=1 brings it back")
-    load.load(place, rows, names, say)
+
+
+def hand_over(rows, place: target.Target, names: list[str], env, work: Path) -> None:
+    """Make everything ready for pgloader. Raises StackError if it cannot load this source."""
+    if not isinstance(rows, source.SQLite) or "tracking" not in rows.parts:
+        raise StackError(
+            "pgloader loads only MLflow's SQLite files and folders; leave ENGINE out for this source"
+        )
+    target.wait_for_silence(place)
+    pgloader.make_schema(place, env)
+    pgloader.save(work, names)
+
+
+def finish(place: target.Target, work: Path, args, say) -> Report:
+    """Do what comes after pgloader. Raises StackError; then the old tables are as they were."""
+    names = pgloader.remembered(work)
+    with closing(source.SQLite(work / "copy.db", args.called or args.source)) as rows:
+        reserve(place, names, args, say)
+        pgloader.finish(place, rows, names, say)
+        return Report(
+            rows.called, "SQLite", rows.parts["tracking"], {name: rows.total(name) for name in names}
+        )

@@ -30,8 +30,7 @@ FIXES = {
 
 @dataclass(frozen=True)
 class Hazard:
-    """Rows that would not arrive as they are. `fix` is what to add to the command; "" if it needs a "
-    "person."""
+    """Rows that would not arrive as they are; `fix` is what to add to the command, or empty: ask a person."""
 
     code: str
     table: str
@@ -184,8 +183,8 @@ def bad_text(value: bytes) -> str | None:
 
 
 def bad_json(value: bytes) -> str | None:
-    """Return `json` if PostgreSQL would not take the text for JSON, which Python's NaN and Infinity are "
-    "not."""
+    """Return `json` if PostgreSQL would not take the text for JSON, which Python's NaN and Infinity are
+    not."""
 
     def refuse(name: str):
         raise ValueError(name)
@@ -205,8 +204,8 @@ TEXT_HAZARDS = {
 
 
 def _texts(source: SQLite, table: Table) -> list[Hazard]:
-    """Check what is inside of text. Columns of a foreign key equal a column that is checked, or are "
-    "orphans."""
+    """Check what is inside of text. Columns of a foreign key equal a column that is checked, or are
+    orphans."""
     borrowed = {name for key in table.foreign_keys for name in key.columns}
     wanted = [
         (c.name, c.kind) for c in table.columns if c.kind in ("text", "json") and c.name not in borrowed

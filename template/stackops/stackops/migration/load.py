@@ -21,8 +21,8 @@ MANY = 20_000
 
 
 class Progress:
-    """Prints how far the load is: over and over on one line of a terminal, or now and then on lines of "
-    "their own."""
+    """Prints how far the load is: over and over on one line of a terminal, or now and then on lines of
+    their own."""
 
     def __init__(self, total: int, stream=None):
         self.total, self.stream = total, stream or sys.stderr
@@ -99,8 +99,8 @@ def load(target: Target, source, names: Sequence[str], say: Say) -> None:
 
 
 def replace_rows(target: Target, source, names: Sequence[str], say: Say) -> None:
-    """Empty the tables and fill them from the source, without foreign keys and, where it pays, without "
-    "indexes."""
+    """Empty the tables and fill them from the source, without foreign keys and, where it pays, without
+    indexes."""
     totals = {name: source.total(name) for name in names}
     tables = [target.tables[name] for name in names]
     many = [table for table in tables if totals[table.name] > MANY]

@@ -28,9 +28,11 @@ PROMPT_EXPERIMENTS = "_mlflow_experiment_ids"  # the tag of a prompt with the ex
 
 
 @contextmanager
-def workplace() -> Iterator[Path]:
-    """Give the folder for copies, empty, to one migration at a time; what a killed one left there goes "
-    "first."""
+def workplace(stage: str = "all") -> Iterator[Path]:
+    """Give the folder for copies to one migration at a time; what a killed one left there goes first.
+
+    The stage `prepare` leaves what it made there, and `finish` finds it.
+    """
     folder = Path(tempfile.gettempdir()) / "stackops-migrate"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -39,12 +41,18 @@ def workplace() -> Iterator[Path]:
         raise StackError(f"{folder} cannot be used: {error.strerror}; it must belong to this user") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        clear(folder)
-        yield folder
-        clear(folder)
     except BlockingIOError:
+        os.close(lock)
         raise StackError("another migration is running here; wait until it has ended") from None
+    keep = False
+    try:
+        if stage != "finish":
+            clear(folder)
+        yield folder
+        keep = stage == "prepare"
     finally:
+        if not keep:
+            clear(folder)
         os.close(lock)
 
 
@@ -58,8 +66,8 @@ def clear(folder: Path) -> None:
 
 
 def copy_sqlite(path: Path, called: str, copy: Path) -> None:
-    """Copy a SQLite file, and its write-ahead log if it has one, as one consistent state. Raises "
-    "StackError."""
+    """Copy a SQLite file, and its write-ahead log if it has one, as one consistent state. Raises
+    StackError."""
     before = _fingerprint(path)
     try:
         with sqlite_file(path, called) as connection, closing(sqlite3.connect(copy)) as target:
@@ -181,8 +189,8 @@ def upgrade(copy: Path, called: str, say: Say) -> None:
 
 
 def renumber(connection: sqlite3.Connection) -> dict[int, int]:
-    """Give experiments whose id PostgreSQL cannot hold the next free ones, by age. Return old id -> new "
-    "id."""
+    """Give experiments whose id PostgreSQL cannot hold the next free ones, by age. Return old id -> new
+    id."""
     too_big = connection.execute(
         "SELECT experiment_id FROM experiments WHERE experiment_id > ? ORDER BY creation_time, experiment_id",
         (hazards.INT4,),

@@ -35,8 +35,8 @@ WIDE = {"text", "json", "bytes"}
 
 @dataclass(frozen=True)
 class Part:
-    """A schema with revisions of its own inside a database: where its revision is, and MLflow's scripts "
-    "for it."""
+    """A schema with revisions of its own inside a database: where its revision is, and MLflow's scripts
+    for it."""
 
     name: str
     version_table: str
@@ -160,8 +160,8 @@ class SQLite:
         return self.connection.execute(f"SELECT count(*) FROM {quoted(table)}").fetchone()[0]
 
     def batches(self, table: str, columns: Kinds) -> Iterator[list[Sequence]]:
-        """Yield the rows in batches of at most BATCH_ROWS rows and about BATCH_BYTES bytes, each as its "
-        "columns."""
+        """Yield the rows in batches of at most BATCH_ROWS rows and about BATCH_BYTES bytes, each as its
+        columns."""
         wide = [number for number, (_, kind) in enumerate(columns) if kind in WIDE]
         wanted = ", ".join(values.SQLITE[kind].format(quoted(name)) for name, kind in columns)
         reader = self.connection.cursor()

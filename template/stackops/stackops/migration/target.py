@@ -43,8 +43,8 @@ class Target:
         return self.connection.cursor()
 
     def mlflow_tables(self, part: str) -> set[str]:
-        """Return the tables of a part that MLflow itself has made: not the version table, not the owner's "
-        "own."""
+        """Return the tables of a part that MLflow itself has made: not the version table, not the owner's
+        own."""
         return own_tables(part) & set(self.tables)
 
 

@@ -16,8 +16,8 @@ def shape(target: Target) -> list[str]:
 
 
 def same_shape(target: Target, before: Sequence[str]) -> None:
-    """Raise StackError unless the schema is what it was `before`, and every sequence is ahead of its "
-    "column."""
+    """Raise StackError unless the schema is what it was `before`, and every sequence is ahead of its
+    column."""
     after = shape(target)
     if after != list(before):
         lost, new = sorted(set(before) - set(after)), sorted(set(after) - set(before))
