@@ -22,6 +22,7 @@ from stackops.migration import hazards, load, pgloader, prepare, source, target
 
 HELP = "move another MLflow's rows into this stack's database"
 BACKUPS = "/backups"
+LOCATIONS = 12  # of artifacts, in the report for a person
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,10 +93,9 @@ class Report:
             lines += [f"  {old} -> {new}" for old, new in self.renumbered.items()]
         if self.locations:
             lines.append("artifacts:")
-            lines += [
-                f"  {place['rows']:>9,}  {place['from']}{' -> ' + place['to'] if place['to'] else ''}"
-                for place in self.locations
-            ]
+            lines += [f"  {place['rows']:>9,}  {_where(place)}" for place in self.locations[:LOCATIONS]]
+            if more := self.locations[LOCATIONS:]:
+                lines.append(f"  {sum(place['rows'] for place in more):>9,}  in {len(more)} other places")
         lines += [f"note: {note}" for note in self.notes]
         if self.found:
             rows = [("rows", "where", "what", "for example", "add to the command")]
@@ -126,6 +126,11 @@ class Report:
         else:
             lines.append("target: empty")
         return "\n".join(lines)
+
+
+def _where(place: dict) -> str:
+    """Return an artifact location, and where it is mapped to."""
+    return one_line(place["from"], 120) + (f" -> {place['to']}" if place["to"] else "")
 
 
 def some(counts: dict[str, int]) -> str:

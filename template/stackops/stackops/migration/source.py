@@ -132,6 +132,14 @@ def revisions(connection: sqlite3.Connection) -> dict[str, str]:
     return found
 
 
+def by_column(rows: Sequence[tuple], columns: Kinds) -> list[Sequence]:
+    """Return rows as columns; JSON is text from here on."""
+    return [
+        values.json_text(column) if kind == "json" else column
+        for (_, kind), column in zip(columns, zip(*rows, strict=True), strict=True)
+    ]
+
+
 class SQLite:
     """The prepared copy of a SQLite file."""
 
@@ -171,13 +179,13 @@ class SQLite:
             for row in reader.execute(f"SELECT {wanted} FROM {quoted(table)}"):
                 rows.append(row)
                 for number in wide:
-                    if row[number] is not None:
+                    if isinstance(row[number], bytes):
                         size += len(row[number])
                 if size >= BATCH_BYTES or len(rows) >= BATCH_ROWS:
-                    yield list(zip(*rows, strict=True))
+                    yield by_column(rows, columns)
                     rows, size = [], 0
             if rows:
-                yield list(zip(*rows, strict=True))
+                yield by_column(rows, columns)
         finally:
             self.connection.text_factory = str
             reader.close()

@@ -21,11 +21,12 @@ SQLITE = {
     "float8": "CAST({0} AS REAL)",
     "bytes": "CAST({0} AS BLOB)",
     "text": "CAST({0} AS TEXT)",
-    "json": "CAST({0} AS TEXT)",
+    "json": "{0}",
     "date": "CAST({0} AS TEXT)",
 }
 """How a column of each kind is read from SQLite, whose columns hold values of any type; `hazards` has made
-sure that no cast loses anything."""
+sure that no cast loses anything. SQLite takes JSON that is one number for a number, and would write it with
+15 digits: see `json_text`."""
 
 POSTGRES = {
     "int4": "{0} || ','",
@@ -38,6 +39,11 @@ POSTGRES = {
     "date": "to_char({0}, 'YYYY-MM-DD')",
 }
 """`hashed` as PostgreSQL writes it."""
+
+
+def json_text(values: Sequence) -> Sequence[bytes]:
+    """Return JSON as text: numbers with all their digits."""
+    return [v if v is None or isinstance(v, bytes) else repr(v).encode() for v in values]
 
 
 def copied(kind: str, values: Sequence) -> Sequence[bytes]:
