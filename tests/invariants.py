@@ -52,6 +52,9 @@ ALWAYS = {
     "scripts/url.sh",
     "stackops/pyproject.toml",
 }
+MIGRATION = (
+    "__init__", "catalogue", "hazards", "load", "pgloader", "prepare", "source", "target", "values", "verify",
+)  # fmt: skip
 SELF_HOSTED = ("minio", "seaweedfs")
 S3_STORES = (*SELF_HOSTED, "s3")
 
@@ -65,6 +68,8 @@ def expected_files(answers: Answers) -> set[str]:
     else:
         files |= {"stackops/stackops/backends/postgres.py", *_locked("postgres")}
         files |= {f"pgloader/{name}" for name in ("Dockerfile", "entrypoint.sh", "migration.load")}
+        files |= {"scripts/migrate.sh", "stackops/stackops/migrate.py"}
+        files |= {f"stackops/stackops/migration/{name}.py" for name in MIGRATION}
     if backend == "postgres":
         files |= {"postgres/initdb.d/10-mlflow.sh"}
     if store == "local":
@@ -97,7 +102,7 @@ def _locked(name: str) -> set[str]:
 # The parts of stackops that belong to one answer; everything else in it is its core and always there.
 STACKOPS_PARTS = re.compile(
     r"stackops/stackops/(backends|stores)/(?!__init__|relay)\w+\.py|stackops/stackops/"
-    r"(bucket|htpasswd|accounts)\.py"
+    r"((bucket|htpasswd|accounts|migrate)\.py|migration/\w+\.py)"
 )
 
 
@@ -253,11 +258,12 @@ PATTERNS = {part: re.compile(words, re.IGNORECASE) for part, (_, words) in WORDS
 
 # Where a part may be named that was not chosen, and why.
 ALLOWED: tuple[tuple[str, str, re.Pattern[str]], ...] = (
-    # Rows come from a SQLite file into PostgreSQL: its loader, and the README's section about it.
+    # Rows come from a SQLite file into PostgreSQL: what moves them, and the README's section about it.
     ("sqlite", "pgloader/", re.compile(r"(?s).*")),
-    ("sqlite", "README.md", re.compile(r"(?ms)^## Rows from a SQLite file$.*?(?=^## )")),
-    ("sqlite", "compose.yaml", re.compile(r"(?m)^  # Loads the rows of a SQLite file.*\n  pgloader:$")),
-    ("sqlite", ".gitignore", re.compile(r"(?m)^# The (SQLite )?file that pgloader reads$")),
+    ("sqlite", "stackops/stackops/migrat", re.compile(r"(?s).*")),
+    ("sqlite", "scripts/migrate.sh", re.compile(r"(?s).*")),
+    ("sqlite", "README.md", re.compile(r"(?ms)^## Move in$.*?(?=^## )")),
+    ("sqlite", "compose.yaml", re.compile(r"(?m)^  # 'make migrate ENGINE=pgloader'.*\n  pgloader:$")),
     # stackops reads the login's password in its core, for whichever of the two logins there is.
     ("a login", "stackops/", re.compile(r"(?s).*")),
     # One module speaks to both kinds of PostgreSQL.

@@ -6,7 +6,6 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 from base64 import b64encode
@@ -228,48 +227,6 @@ def test_a_missing_database_is_named(stack: Path) -> None:
     finally:
         run("docker", "compose", "up", "--detach", "--wait", cwd=stack)
     assert run(*ready, cwd=stack).returncode == 0
-
-
-def test_pgloader_loads_the_rows_of_a_sqlite_file(stack: Path) -> None:
-    """As the comment in pgloader/migration.load prints it; afterwards new experiments do not collide."""
-    if not (stack / "pgloader").exists():
-        assert setting(stack, "backend") == "sqlite"
-        return
-    (stack / "import").mkdir()
-    script = (
-        "import mlflow; mlflow.set_experiment('from-sqlite')\n"
-        "with mlflow.start_run(run_name='old'): mlflow.log_metrics({'a': 1.5, 'b': float('inf')})"
-    )
-    made = run("env", "MLFLOW_TRACKING_URI=sqlite:///import/mlflow.db", sys.executable, "-c", script, cwd=stack)
-    assert made.returncode == 0, made.stderr
-    make(stack, "down")
-    for command in (
-        ("docker", "compose", "up", "--detach", "--wait", "postgres"),
-        (
-            "docker",
-            "compose",
-            "run",
-            "--rm",
-            "--build",
-            "pgloader",
-            "pgloader",
-            "--dry-run",
-            "/pgloader/migration.load",
-        ),
-        ("docker", "compose", "run", "--rm", "pgloader"),
-    ):
-        done = run(*command, cwd=stack)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert not re.search(r"\b(ERROR|FATAL)\b", done.stdout + done.stderr), done.stdout + done.stderr
-    rows = run(
-        "docker", "compose", "exec", "-T", "postgres", "psql", "-U", "postgres", "-d", "mlflow", "-Atc",
-        "select e.name, r.name, count(*) from experiments e join runs r using (experiment_id)"
-        " join metrics m using (run_uuid) group by 1, 2",
-        cwd=stack,
-    )  # fmt: skip
-    assert rows.stdout.strip() == "from-sqlite|old|2", rows.stdout + rows.stderr
-    make(stack, "up")
-    make(stack, "check")
 
 
 def test_a_busy_port_is_one_sentence_and_loses_nothing(stack: Path) -> None:

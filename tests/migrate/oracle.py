@@ -4,6 +4,7 @@ Shares no code with the tool: it asks PostgreSQL for each column's type, reads b
 """
 
 import datetime
+import functools
 import json
 import sqlite3
 import struct
@@ -60,6 +61,12 @@ def differences(sqlite: Path, dsn: str, tables: set[str] | None = None) -> list[
                     f"{table}: only in SQLite {list(here - there)[:2]}, only in PostgreSQL {list(there - here)[:2]}"
                 )
     return found
+
+
+@functools.cache
+def fresh(container: str) -> str:
+    """Return `schema` of the database that nobody has moved anything into."""
+    return schema(container, "fresh")
 
 
 def schema(container: str, database: str) -> str:

@@ -18,7 +18,7 @@ def test_every_row_of_every_table_arrives(mover, rich_store):
     assert oracle.differences(rich_store, mover.dsn) == []
     counts = {table: rows for table, (rows, _) in oracle.content(mover.dsn).items()}
     assert len(counts) == 65 and min(counts.values()) > 0
-    assert oracle.schema(mover.server.container, mover.database) == oracle.schema(mover.server.container, "fresh")
+    assert oracle.schema(mover.server.container, mover.database) == oracle.fresh(mover.server.container)
 
 
 def test_new_rows_do_not_collide(mover, rich_store):
@@ -55,7 +55,7 @@ def test_big_tables_are_taken_apart_and_put_together(mover, empty_store, tmp_pat
     )  # fmt: skip
     mover.run(store)
     assert oracle.differences(store, mover.dsn) == []
-    assert oracle.schema(mover.server.container, mover.database) == oracle.schema(mover.server.container, "fresh")
+    assert oracle.schema(mover.server.container, mover.database) == oracle.fresh(mover.server.container)
 
 
 def test_a_store_in_use_is_copied_with_its_write_ahead_log(mover, rich_store, tmp_path):
@@ -127,7 +127,7 @@ def test_from_one_postgres_to_another(mover, another, rich_store):
     said = other.run(uri, "--password-stdin", stdin=moving.PASSWORD + "\n")
     assert "64 tables, count and checksum of every one equal" in said
     assert oracle.content(other.dsn) == before == oracle.content(mover.dsn)
-    assert oracle.schema(mover.server.container, other.database) == oracle.schema(mover.server.container, "fresh")
+    assert oracle.schema(mover.server.container, other.database) == oracle.fresh(mover.server.container)
 
 
 def test_a_password_in_the_address_is_refused(mover):

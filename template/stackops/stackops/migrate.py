@@ -334,9 +334,10 @@ def full(place: target.Target, occupied: dict[str, int]) -> StackError:
 
 def move(rows, place: target.Target, names: list[str], args, say) -> None:
     """Load and verify; with --replace, write a backup first. Raises StackError; then nothing was changed."""
-    reserve(place, names, args, say)
-    pgloader.drop_schema(place)
-    load.load(place, rows, names, say)
+    with load.explained(place):
+        reserve(place, names, args, say)
+        pgloader.drop_schema(place)
+        load.load(place, rows, names, say)
 
 
 def reserve(place: target.Target, names: list[str], args, say) -> None:
@@ -348,8 +349,7 @@ def reserve(place: target.Target, names: list[str], args, say) -> None:
         raise full(place, occupied)
     if occupied:
         folder = Path(args.backups) / time.strftime("before-migrate-%Y%m%d-%H%M%S")
-        with load.explained(place):
-            source.write_backup(place.connection, {n: place.tables[n] for n in names}, place.parts, folder)
+        source.write_backup(place.connection, {n: place.tables[n] for n in names}, place.parts, folder)
         say(f"backup: {folder.name}; make migrate FROM=backups/{folder.name} REPLACE=1 brings it back")
 
 
@@ -368,7 +368,8 @@ def finish(place: target.Target, work: Path, args, say) -> Report:
     """Do what comes after pgloader. Raises StackError; then the old tables are as they were."""
     names = pgloader.remembered(work)
     with closing(source.SQLite(work / "copy.db", args.called or args.source)) as rows:
-        reserve(place, names, args, say)
+        with load.explained(place):
+            reserve(place, names, args, say)
         pgloader.finish(place, rows, names, say)
         return Report(
             rows.called, "SQLite", rows.parts["tracking"], {name: rows.total(name) for name in names}

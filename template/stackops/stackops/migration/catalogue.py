@@ -48,7 +48,7 @@ ORDER BY r.relname, i.relname
 
 EVERYTHING = """
 WITH relation AS (
-  SELECT oid, relname, relkind, relowner FROM pg_class WHERE relnamespace = current_schema()::regnamespace
+    SELECT oid, relname, relkind, relowner FROM pg_class WHERE relnamespace = current_schema()::regnamespace
 )
 SELECT concat_ws(' ', relkind, relname, 'owner', relowner::regrole)
 FROM relation WHERE relkind NOT IN ('i', 'I')

@@ -71,7 +71,7 @@ RULES = (
         "more than PostgreSQL's integer holds", "rows",
     ),
     Rule("not-a-boolean", ("bool",), "CAST({0} AS INTEGER) NOT IN (0, 1)", "neither 0 nor 1", "rows"),
-    Rule("not-a-date", ("date",), "date({0}) IS NOT CAST({0} AS TEXT)", "no date", "rows"),
+    Rule("not-a-date", ("date",), "date(julianday({0})) IS NOT CAST({0} AS TEXT)", "no date", "rows"),
 )  # fmt: skip
 
 

@@ -79,15 +79,14 @@ class Stream:
 def load(target: Target, source, names: Sequence[str], say: Say) -> None:
     """Replace the rows of the tables `names` by the source's, verify, and commit.
 
-    The caller holds the locks. Raises StackError, and then nothing was changed.
+    The caller holds the locks, and explains (see `explained`) what the database raises.
     """
-    with explained(target):
-        before = verify.shape(target)
-        replace_rows(target, source, names, say)
-        verify.same_rows(target, source, names)
-        say(f"verified: {len(names)} tables, count and checksum of every one equal on both sides")
-        verify.same_shape(target, before)
-        say("verified: foreign keys, indexes, checks, triggers and sequences are those of a fresh schema")
+    before = verify.shape(target)
+    replace_rows(target, source, names, say)
+    verify.same_rows(target, source, names)
+    say(f"verified: {len(names)} tables, count and checksum of every one equal on both sides")
+    verify.same_shape(target, before)
+    say("verified: foreign keys, indexes, checks, triggers and sequences are those of a fresh schema")
     try:
         target.connection.commit()
     except Exception as error:
@@ -143,6 +142,8 @@ def copy_in(cursor, table: catalogue.Table, source, progress: Progress) -> None:
         if stream.failed:
             raise stream.failed from None
         raise
+    finally:
+        stream.chunks.close()
 
 
 @contextmanager
