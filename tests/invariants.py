@@ -478,7 +478,7 @@ def _make_calls(text: str) -> tuple[str, ...]:
 # Made by 'make init' or by the owner of the stack, or by running it; and paths inside the containers.
 OWNED = re.compile(
     r"\.env|\.venv|secrets/|compose\.override\.yaml|local\.mk|nginx/local\.d/\*\.conf"
-    r"|\./data|\./import|import/.*|/data/.*|data/.*"
+    r"|\./data|backups/|/data/.*|data/.*"
 )
 
 

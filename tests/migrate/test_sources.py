@@ -86,7 +86,9 @@ def test_an_older_schema_is_upgraded_on_a_copy(mover, tmp_path, version):
     done = moving.run(sys.executable, "-c", OLD_SCHEMA, f"sqlite:///{store}", OLDER[version])
     assert done.returncode == 0, done.stderr
     with closing(sqlite3.connect(store)) as connection:
-        connection.execute("INSERT INTO experiments (experiment_id, name, lifecycle_stage) VALUES (0, 'Default', 'active')")
+        connection.execute(
+            "INSERT INTO experiments (experiment_id, name, lifecycle_stage) VALUES (0, 'Default', 'active')"
+        )
         connection.execute("INSERT INTO runs (run_uuid, experiment_id, lifecycle_stage) VALUES ('r', 0, 'active')")
         connection.execute(
             "INSERT INTO metrics (key, value, timestamp, run_uuid, step, is_nan) VALUES ('m', 0.1, 1, 'r', 0, 0)"

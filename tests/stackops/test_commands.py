@@ -78,19 +78,21 @@ def test_a_small_stack_has_only_its_commands(tmp_path):
         "accounts",
         "bucket",
         "htpasswd",
+        "migrate",
         "backends/postgres",
         "stores/s3",
         "stores/azure",
         "stores/gcs",
     ):
         (tmp_path / "stackops" / f"{name}.py").unlink()
+    shutil.rmtree(tmp_path / "stackops" / "migration")
 
     def stackops(*args, **env):
         command = [sys.executable, "-m", "stackops", *args]
         return subprocess.run(command, env={"PYTHONPATH": str(tmp_path), **env}, capture_output=True, text=True)
 
     text = stackops("--help").stdout
-    assert re.findall(r"^    (\w+) ", text, re.M) == ["check", "prepare", "ready", "serve"]
+    assert re.findall(r"^    (\w+) ", text, re.M) == ["check", "prepare", "prove", "ready", "serve"]
     gone = stackops("htpasswd", "x")
     assert gone.returncode == 2 and "invalid choice" in gone.stderr
     other = stackops("prepare", STACK_BACKEND="postgres")
