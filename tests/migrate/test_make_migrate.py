@@ -49,6 +49,7 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def laptop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with mlflow.db, and its artifacts in mlruns."""
     folder = tmp_path_factory.mktemp("laptop")
+    folder.chmod(0o755)  # the stack runs as another user than the tests may
     done = moving.run(sys.executable, "-c", LAPTOP, "sqlite:///mlflow.db", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
@@ -63,7 +64,6 @@ def bring_artifacts(team: Stack, mlruns: Path) -> None:
     """Put the laptop's artifacts where the server keeps its own."""
     team.compose("cp", f"{mlruns}/.", "mlflow:/data/artifacts/")
     owner = f"{team.settings()['STACK_UID']}:{team.settings()['STACK_GID']}"
-    team.compose("exec", "-T", "--user", "0", "mlflow", "true")
     moving.run(
         "docker", "run", "--rm", "--name", "mlflow-stack-test-d-chown", "--user", "0", "--volume",
         f"{team.name}_mlflow-data:/data", "--entrypoint", "chown", moving.IMAGE, "-R", owner, "/data", check=True,
@@ -87,6 +87,15 @@ def test_from_a_laptop_to_the_team(team, laptop):
     assert "(loss: 20 values)" in said and "proved: artifact greeting.txt" in said
     assert source.read_bytes() == before
     assert team.client(READ).splitlines()[0] == "20 3 hello"
+
+
+def test_a_source_that_the_stack_may_not_read(team, tmp_path):
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    (private / "mlflow.db").write_bytes(b"x")
+    if team.settings()["STACK_UID"] != str(private.stat().st_uid):
+        said = team.make("migrate-check", f"FROM={private}/mlflow.db", fails=True)
+        assert f"{private}/mlflow.db cannot be read: Permission denied" in said
 
 
 def test_with_rows_there_it_is_refused_and_the_stack_runs_on(team, laptop):
@@ -113,6 +122,7 @@ def test_what_pgloader_loses_is_said_and_undone(team, laptop, tmp_path):
     store = moving.copy(
         laptop / "mlflow.db", tmp_path, "INSERT INTO metrics SELECT 'inf', 9e999, 1, run_uuid, 0, 0 FROM runs"
     )
+    tmp_path.chmod(0o755)
     before = rows(team, "SELECT count(*) FROM metrics")
     said = team.make("migrate", f"FROM={store}", "ENGINE=pgloader", "REPLACE=1", fails=True)
     assert "source and target differ: metrics has" in said and "backups/pgloader.log" in said

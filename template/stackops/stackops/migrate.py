@@ -8,6 +8,7 @@ everything in one transaction and compares both sides. The source is only read.
 import argparse
 import json
 import logging
+import os
 import sys
 import time
 import warnings
@@ -219,8 +220,7 @@ def opened_source(args, env, place: target.Target, work: Path, wanted, repairs, 
             refuse_changes(report.kind, wanted, repairs)
             yield rows, report
         return
-    if not path.exists():
-        raise StackError(f"there is no {called}; look for the right path")
+    readable(path, called)
     if (path / source.Backup.MANIFEST).is_file():
         rows, report.kind = source.Backup(path, called), "backup"
         refuse_changes(report.kind, wanted, repairs)
@@ -245,6 +245,21 @@ def opened_source(args, env, place: target.Target, work: Path, wanted, repairs, 
     with closing(source.SQLite(copy, called)) as rows:
         mend(rows, place, wanted, repairs, report, say)
         yield rows, report
+
+
+def readable(path: Path, called: str) -> None:
+    """Raise StackError unless the source is there and this user may read it, with its folder."""
+    try:
+        path.stat()
+        if path.is_dir():
+            next(path.iterdir(), None)
+    except FileNotFoundError:
+        raise StackError(f"there is no {called}; look for the right path") from None
+    except OSError as error:
+        raise StackError(
+            f"{called} cannot be read: {error.strerror}; the user {os.getuid()}, who runs the stack, must be "
+            "able to read it and to enter its folder"
+        ) from None
 
 
 def refuse_changes(kind: str, wanted, repairs) -> None:
