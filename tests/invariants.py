@@ -59,6 +59,9 @@ ALWAYS = {
     *(f"transfer/artifacts_move/{name}.py" for name in ("__init__", "__main__", "copying", "stores")),
     *(f"transfer/artifacts_move/{name}.py" for name in ("azure", "gcs", "local", "s3")),
 }
+MIGRATION = (
+    "__init__", "catalogue", "hazards", "load", "pgloader", "prepare", "source", "target", "values", "verify",
+)  # fmt: skip
 SELF_HOSTED = ("minio", "seaweedfs")
 S3_STORES = (*SELF_HOSTED, "s3")
 
@@ -72,6 +75,8 @@ def expected_files(answers: Answers) -> set[str]:
     else:
         files |= {"stackops/stackops/backends/postgres.py", *_locked("postgres")}
         files |= {f"pgloader/{name}" for name in ("Dockerfile", "entrypoint.sh", "migration.load")}
+        files |= {"scripts/migrate.sh", "stackops/stackops/migrate.py"}
+        files |= {f"stackops/stackops/migration/{name}.py" for name in MIGRATION}
     if backend == "postgres":
         files |= {"postgres/initdb.d/10-mlflow.sh"}
     if store == "local":
@@ -106,7 +111,7 @@ def _locked(name: str) -> set[str]:
 # The parts of stackops that belong to one answer; everything else in it is its core and always there.
 STACKOPS_PARTS = re.compile(
     r"stackops/stackops/(backends|stores)/(?!__init__|relay)\w+\.py|stackops/stackops/"
-    r"(bucket|htpasswd|accounts)\.py"
+    r"((bucket|htpasswd|accounts|migrate)\.py|migration/\w+\.py)"
 )
 
 
@@ -280,11 +285,12 @@ PATTERNS = {part: re.compile(words, re.IGNORECASE) for part, (_, words) in WORDS
 
 # Where a part may be named that was not chosen, and why.
 ALLOWED: tuple[tuple[str, str, re.Pattern[str]], ...] = (
-    # Rows come from a SQLite file into PostgreSQL: its loader, and the README's section about it.
+    # Rows come from a SQLite file into PostgreSQL: what moves them, and the README's section about it.
     ("sqlite", "pgloader/", re.compile(r"(?s).*")),
-    ("sqlite", "README.md", re.compile(r"(?ms)^## Rows from a SQLite file$.*?(?=^## )")),
-    ("sqlite", "compose.yaml", re.compile(r"(?m)^  # Loads the rows of a SQLite file.*\n  pgloader:$")),
-    ("sqlite", ".gitignore", re.compile(r"(?m)^# The (SQLite )?file that pgloader reads$")),
+    ("sqlite", "stackops/stackops/migrat", re.compile(r"(?s).*")),
+    ("sqlite", "scripts/migrate.sh", re.compile(r"(?s).*")),
+    ("sqlite", "README.md", re.compile(r"(?ms)^## Move in$.*?(?=^## )")),
+    ("sqlite", "compose.yaml", re.compile(r"(?m)^  # 'make migrate ENGINE=pgloader'.*\n  pgloader:$")),
     # 'make artifacts-move' is about the stores that were not chosen; its journal is a SQLite file.
     *(
         (part, path, re.compile(r"(?s).*"))
@@ -505,7 +511,7 @@ def _make_calls(text: str) -> tuple[str, ...]:
 # Made by 'make init' or by the owner of the stack, or by running it; and paths inside the containers.
 OWNED = re.compile(
     r"\.env|\.venv|secrets/|compose\.override\.yaml|local\.mk|nginx/local\.d/\*\.conf"
-    r"|\./data|\./import|import/.*|/data/.*|data/.*"
+    r"|\./data|backups/|/data/.*|data/.*"
 )
 
 

@@ -23,7 +23,7 @@ PACKAGE = PROJECT / "stackops"
 CORE = [
     *PACKAGE.glob("*.py"),
     PACKAGE / "stores" / "relay.py",
-    *PACKAGE.glob("*/__init__.py"),
+    *(p for p in PACKAGE.glob("*/__init__.py") if p.parent.name != "migration"),
     *PACKAGE.glob("hooks/*.py"),
     PROJECT / "pyproject.toml",
 ]
@@ -44,7 +44,7 @@ WORDS = [
 ]
 
 
-@pytest.mark.parametrize("path", [p for p in CORE if p.name != "bucket.py"], ids=lambda p: p.name)
+@pytest.mark.parametrize("path", [p for p in CORE if p.name not in ("bucket.py", "migrate.py")], ids=lambda p: p.name)
 def test_core_names_no_optional_part(path):
     assert not [word for word in WORDS if word in path.read_text().lower()]
 
@@ -83,19 +83,21 @@ def test_a_small_stack_has_only_its_commands(tmp_path):
         "accounts",
         "bucket",
         "htpasswd",
+        "migrate",
         "backends/postgres",
         "stores/s3",
         "stores/azure",
         "stores/gcs",
     ):
         (tmp_path / "stackops" / f"{name}.py").unlink()
+    shutil.rmtree(tmp_path / "stackops" / "migration")
 
     def stackops(*args, **env):
         command = [sys.executable, "-m", "stackops", *args]
         return subprocess.run(command, env={"PYTHONPATH": str(tmp_path), **env}, capture_output=True, text=True)
 
     text = stackops("--help").stdout
-    assert re.findall(r"^    (\w+) ", text, re.M) == ["check", "prepare", "ready", "serve"]
+    assert re.findall(r"^    (\w+) ", text, re.M) == ["check", "prepare", "prove", "ready", "serve"]
     gone = stackops("htpasswd", "x")
     assert gone.returncode == 2 and "invalid choice" in gone.stderr
     other = stackops("prepare", STACK_BACKEND="postgres")
