@@ -22,7 +22,8 @@ demo-stop: ## stop what 'make demo' started
 test: $(VENV)/tests.stamp ## run the tests; those that need a Docker engine skip where none answers
 	$(VENV)/bin/pytest $(ARGS)
 
-test-all: test ## run every test there is; today these are the same
+test-all: ARGS += --everything
+test-all: test ## run every test, also the long ones of what has not changed since the last release
 
 golden: $(VENV)/tests.stamp ## write tests/golden anew, after a change that is meant to change what is rendered
 	$(VENV)/bin/pytest tests/test_golden.py --golden-update

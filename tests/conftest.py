@@ -7,20 +7,32 @@ from pathlib import Path
 
 import pytest
 from combinations import Answers, valid
+from extended import leave_out
 from needs import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401 # hooks
 from pytest_copie.plugin import Result
 from rendering import Tree, copy_template, read_tree, render, render_all
 
 RENDERED = pytest.StashKey[str]()
+LEFT_OUT = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--golden-update`."""
+    """Add `--golden-update` and `--everything`."""
     parser.addoption("--golden-update", action="store_true", help="write tests/golden anew instead of comparing")
+    parser.addoption(
+        "--everything", action="store_true", help="also run what no change since the last release concerns"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the long tests of what has not changed; see extended.py."""
+    config.stash[LEFT_OUT] = leave_out(config, items)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many combinations were rendered."""
+    """Say how many combinations were rendered, and what was left out."""
+    for name in terminalreporter.config.stash.get(LEFT_OUT, []):
+        terminalreporter.write_line(f"left out, unchanged since the last release: {name} (make test-all runs it)")
     if line := terminalreporter.config.stash.get(RENDERED, None):
         terminalreporter.write_line(line)
 

@@ -9,6 +9,7 @@ from typing import Any
 import copier
 import pytest
 from combinations import ROOT, Answers
+from extended import releases
 from rendering import copy_template, read_tree, render
 
 STACKS: dict[str, Answers] = {
@@ -236,13 +237,6 @@ def test_a_refused_pair_on_update_leaves_the_stack_alone(tagged: Path, tmp_path:
 
 
 # --- Releases -----------------------------------------------------------------------------------------------------
-
-
-def releases() -> dict[str, str]:
-    """Return commit by version, newest first, found by the message: tags may not travel with a clone."""
-    lines = git(ROOT, "log", "--format=%H %s").splitlines()
-    found = (re.fullmatch(r"(\w+) Release (v\d+\.\d+\.\d+)", line) for line in lines)
-    return {match[2]: match[1] for match in found if match}
 
 
 def test_every_release_updates_to_what_is_here(tmp_path: Path) -> None:

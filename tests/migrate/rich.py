@@ -100,7 +100,7 @@ def use_the_client(uri: str) -> None:
 
     mlflow.set_tracking_uri(uri)
     client = MlflowClient()
-    experiment = client.create_experiment("by the client \t é", artifact_location="/srv/me/mlruns/1")
+    experiment = client.create_experiment("by the client \t é", artifact_location="/laptop/mlruns/1")
     mlflow.set_experiment(experiment_id=experiment)
     for number in range(6):
         run = client.create_run(experiment, run_name=f"run {number}")
@@ -113,7 +113,7 @@ def use_the_client(uri: str) -> None:
             client.delete_run(run.info.run_id)
     client.delete_experiment(client.create_experiment("deleted"))
     client.create_registered_model("a model", tags={"k": "v\n"})
-    client.create_model_version("a model", "file:///srv/me/mlruns/1/x/artifacts/model", run.info.run_id)
+    client.create_model_version("a model", "file:///laptop/mlruns/1/x/artifacts/model", run.info.run_id)
     client.set_registered_model_alias("a model", "best", "1")
 
     @mlflow.trace

@@ -12,7 +12,7 @@ RUN = (
     "INSERT INTO runs (run_uuid, experiment_id, lifecycle_stage, artifact_uri) "
     "VALUES ('r', 0, 'active', 'mlflow-artifacts:/0/r')"
 )
-LONG = "/home/" + "long/" * 45
+LONG = "/laptop/" + "long/" * 45
 FOREIGN_KEYS_OFF = "PRAGMA foreign_keys=OFF"
 PARAM = "INSERT INTO params (key, value, run_uuid) VALUES ('{}', {}, 'r')"
 RECORD = (

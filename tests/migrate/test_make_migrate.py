@@ -7,6 +7,7 @@ from pathlib import Path
 
 import moving
 import needs
+import pexpect
 import pytest
 
 sys.path.insert(0, str(moving.ROOT / "tests" / "e2e"))
@@ -77,6 +78,10 @@ def test_from_a_laptop_to_the_team(team, laptop):
     assert (
         "in the way: nothing" in said and f"{laptop}/mlruns -> mlflow-artifacts:/" in said and "target: empty" in said
     )
+    shown, code = pexpect.run(  # at a terminal
+        f"make migrate-check FROM={source}", cwd=str(team.folder), withexitstatus=True, timeout=300, encoding="utf-8"
+    )
+    assert code == 0 and "target: empty" in shown, shown
     assert json.loads(team.make("migrate-check", f"FROM={source}", "JSON=1"))["ok"] is True
     assert rows(team, "SELECT count(*) FROM runs") == "0"
 

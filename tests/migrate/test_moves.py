@@ -142,15 +142,15 @@ def test_a_database_that_cannot_be_read(mover, uri):
 
 def test_artifact_locations_are_rewritten(mover, rich_store):
     said = mover.run(
-        rich_store, "--artifacts", "/srv/me/mlruns=mlflow-artifacts:,file:///srv/me/mlruns=mlflow-artifacts:"
+        rich_store, "--artifacts", "/laptop/mlruns=mlflow-artifacts:,file:///laptop/mlruns=mlflow-artifacts:"
     )
-    assert "/srv/me/mlruns -> mlflow-artifacts:/" in said
+    assert "/laptop/mlruns -> mlflow-artifacts:/" in said
     with closing(psycopg2.connect(mover.dsn)) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT DISTINCT artifact_location FROM experiments WHERE name LIKE 'by the client%'")
         assert cursor.fetchall() == [("mlflow-artifacts:/1",)]
         cursor.execute("SELECT source FROM model_versions WHERE name = 'a model'")
         assert cursor.fetchall() == [("mlflow-artifacts:/1/x/artifacts/model",)]
-        cursor.execute("SELECT count(*) FROM runs WHERE artifact_uri LIKE '/srv/me/%'")
+        cursor.execute("SELECT count(*) FROM runs WHERE artifact_uri LIKE '/laptop/%'")
         assert cursor.fetchall() == [(0,)]
     (different,) = {line.split(":")[0] for line in oracle.differences(rich_store, mover.dsn)} - {
         "runs",

@@ -19,7 +19,8 @@ for number in range(2):
     with mlflow.start_run(run_name=f"run {number}") as run:
         for step in range(5):
             mlflow.log_metric("loss", step / 7, step=step)
-        mlflow.log_params({"depth": number})
+        mlflow.log_params({"depth": number, "artifacts": "kept"})
+        mlflow.set_tag("metrics/x", "same\\nsame")
         mlflow.log_text("hello", "greeting.txt")
         mlflow.pyfunc.log_model(name="model", python_model=lambda model_input: model_input, pip_requirements=[])
 client.delete_experiment(client.create_experiment("deleted"))
@@ -69,6 +70,10 @@ def test_an_ordinary_folder(mover, mlruns):
         assert cursor.fetchone()[0] < 10
         cursor.execute("SELECT count(*), count(DISTINCT (run_uuid, step)) FROM metrics WHERE key = 'loss'")
         assert cursor.fetchone() == (10, 10)
+        cursor.execute("SELECT count(*) FROM params WHERE value = 'kept'")
+        assert cursor.fetchone()[0] == 2
+        cursor.execute("SELECT DISTINCT value FROM tags WHERE key = 'metrics/x'")
+        assert cursor.fetchall() == [("same\nsame",)]
         cursor.execute("SELECT count(*) FROM logged_models WHERE artifact_location LIKE 'mlflow-artifacts:/%'")
         assert cursor.fetchone()[0] == 2
         cursor.execute("SELECT count(*) FROM runs WHERE artifact_uri LIKE 'mlflow-artifacts:/%/artifacts'")

@@ -174,7 +174,7 @@ def run(args: argparse.Namespace) -> None:
         print(text, file=sys.stderr if to_stderr else sys.stdout, flush=True)
 
     wanted, repairs = mapping(args.artifacts), fixes(args.fix)
-    with target.opened(env) as place, prepare.workplace(args.stage) as work:
+    with target.opened(env) as place, load.explained(place), prepare.workplace(args.stage) as work:
         if args.stage == "finish":
             report = finish(place, work, args, say)
         else:
@@ -349,10 +349,9 @@ def full(place: target.Target, occupied: dict[str, int]) -> StackError:
 
 def move(rows, place: target.Target, names: list[str], args, say) -> None:
     """Load and verify; with --replace, write a backup first. Raises StackError; then nothing was changed."""
-    with load.explained(place):
-        reserve(place, names, args, say)
-        pgloader.drop_schema(place)
-        load.load(place, rows, names, say)
+    reserve(place, names, args, say)
+    pgloader.drop_schema(place)
+    load.load(place, rows, names, say)
 
 
 def reserve(place: target.Target, names: list[str], args, say) -> None:
@@ -383,8 +382,7 @@ def finish(place: target.Target, work: Path, args, say) -> Report:
     """Do what comes after pgloader. Raises StackError; then the old tables are as they were."""
     names = pgloader.remembered(work)
     with closing(source.SQLite(work / "copy.db", args.called or args.source)) as rows:
-        with load.explained(place):
-            reserve(place, names, args, say)
+        reserve(place, names, args, say)
         pgloader.finish(place, rows, names, say)
         return Report(
             rows.called, "SQLite", rows.parts["tracking"], {name: rows.total(name) for name in names}

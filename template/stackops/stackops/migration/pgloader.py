@@ -26,11 +26,10 @@ STATE = "state.json"
 
 def make_schema(target: Target, env: Mapping[str, str]) -> None:
     """Make the schema anew, with the tables of this MLflow version. Raises StackError."""
-    with load.explained(target):
-        drop_schema(target)
-        with target.cursor() as cursor:
-            cursor.execute(f"CREATE SCHEMA {SCHEMA}")
-        target.connection.commit()
+    drop_schema(target)
+    with target.cursor() as cursor:
+        cursor.execute(f"CREATE SCHEMA {SCHEMA}")
+    target.connection.commit()
     uri = f"{postgres.uri(env)}&options=-csearch_path%3D{SCHEMA}"
     done = subprocess.run(
         [sys.executable, "-P", "-m", "mlflow", "db", "upgrade", uri], text=True, capture_output=True
@@ -86,9 +85,8 @@ def finish(target: Target, source: SQLite, names: Sequence[str], say: Say) -> No
             target.connection.commit()
     except StackError as error:
         target.connection.rollback()
-        with load.explained(target):
-            drop_schema(target)
-            target.connection.commit()
+        drop_schema(target)
+        target.connection.commit()
         raise StackError(f"pgloader: {error}; ENGINE=copy can do it") from None
 
 

@@ -110,12 +110,10 @@ def copy_file_store(folder: Path, called: str, work: Path, copy: Path, say: Say)
     root = folder / "mlruns" if (folder / "mlruns").is_dir() else folder
     mirror = work / "mlruns"
     try:
-        shutil.copytree(
-            root, mirror, ignore=shutil.ignore_patterns("artifacts"), copy_function=shutil.copyfile
-        )
+        shutil.copytree(root, mirror, ignore=_artifacts, copy_function=shutil.copyfile)
         repeated = 0
-        for metrics in mirror.rglob("metrics"):
-            for file in metrics.rglob("*") if metrics.is_dir() else ():
+        for meta in mirror.rglob("meta.yaml"):
+            for file in meta.with_name("metrics").rglob("*"):
                 if file.is_file():
                     repeated += _without_repeats(file)
     except OSError as error:
@@ -150,6 +148,11 @@ def copy_file_store(folder: Path, called: str, work: Path, copy: Path, say: Say)
         connection.execute("PRAGMA journal_mode=DELETE")
     shutil.rmtree(mirror)
     say("file store: read by mlflow migrate-filestore")
+
+
+def _artifacts(folder: str, names: list[str]) -> set[str]:
+    """Return what not to copy: the artifacts of a run, model or trace, but not a key of that name."""
+    return {"artifacts"} & set(names) if {"meta.yaml", "trace_info.yaml"} & set(names) else set()
 
 
 def _without_repeats(file: Path) -> int:

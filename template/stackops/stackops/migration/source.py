@@ -266,20 +266,34 @@ class Postgres:
         """Close the connection."""
         self.connection.close()
 
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Say that it is the source that failed."""
+        import psycopg2
+
+        try:
+            yield
+        except psycopg2.Error as error:
+            raise StackError(
+                f"the source {self.called} cannot be read: {one_line(error.diag.message_primary or error)}; "
+                "nothing was changed"
+            ) from None
+
     def total(self, table: str) -> int:
         """Return the number of rows."""
-        with self.connection.cursor() as cursor:
+        with self._named(), self.connection.cursor() as cursor:
             cursor.execute(f"SELECT count(*) FROM {quoted(table)}")
             return cursor.fetchone()[0]
 
     def chunks(self, table: str, columns: Kinds) -> Iterator[bytes]:
         """Yield the rows as COPY text. A thread writes them into a pipe, because psycopg2 only pushes."""
         names = ", ".join(quoted(name) for name, _ in columns)
-        yield from copy_out(self.connection, f"COPY (SELECT {names} FROM {quoted(table)}) TO STDOUT")
+        with self._named():
+            yield from copy_out(self.connection, f"COPY (SELECT {names} FROM {quoted(table)}) TO STDOUT")
 
     def sums(self, table: str, columns: Kinds) -> Sums:
         """Return count and checksum, computed by the source's server."""
-        with self.connection.cursor() as cursor:
+        with self._named(), self.connection.cursor() as cursor:
             cursor.execute(values.checksum_sql(quoted(table), columns))
             count, total = cursor.fetchone()
             return Sums(count, int(total))

@@ -113,7 +113,7 @@ def _try(cursor, statement: str) -> None:
 
 
 def wait_for_silence(target: Target) -> None:
-    """Return when nobody else uses the database. Raises StackError if somebody still does after PATIENCE."""
+    """Return when no other session of this role is left. Raises StackError if one still is after PATIENCE."""
     until = time.monotonic() + PATIENCE
     while True:
         with target.cursor() as cursor:
@@ -121,7 +121,7 @@ def wait_for_silence(target: Target) -> None:
             cursor.execute(
                 "SELECT count(*), min(application_name) FROM pg_stat_activity WHERE datname = "
                 "current_database() "
-                "AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+                "AND pid <> pg_backend_pid() AND usename = current_user"
             )
             count, name = cursor.fetchone()
         if not count:

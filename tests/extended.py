@@ -1,0 +1,91 @@
+"""Tests that take long and watch over few files: they run when one of those has changed since the last release.
+
+`make test-all` (pytest --everything) runs them whatever has changed, as before each release. They are left out, not
+skipped: the summary of a run says which.
+"""
+
+import fnmatch
+import re
+import subprocess
+from collections.abc import Iterable
+
+import pytest
+from combinations import ROOT
+
+# Test files (or single tests) -> what they watch over; `*` also matches slashes.
+WATCHED: dict[str, tuple[str, ...]] = {
+    "tests/migrate/": (
+        "template/stackops/stackops/migrat*",
+        "template/stackops/stackops/artifact_uris.py",
+        "template/stackops/stackops/backends/*",
+        "template/stackops/stackops/prove.py",
+        "template/scripts/migrate.sh.jinja",
+        "template/pgloader/*",
+        "extensions/compose/pgloader.yaml.jinja",
+    ),
+    "tests/e2e/test_artifacts_move.py": (
+        "template/transfer/*",
+        "template/scripts/artifacts-move.sh.jinja",
+        "template/stackops/stackops/artifact_uris.py",
+        "extensions/compose/artifacts-move.yaml.jinja",
+    ),
+    "tests/e2e/test_access_switch.py": (
+        "template/stackops/stackops/artifact_uris.py",
+        "template/stackops/stackops/prepare.py",
+        "template/scripts/init.sh.jinja",
+        "extensions/compose/seaweedfs.yaml.jinja",
+    ),
+    "tests/e2e/test_big_files.py::test_2_gib": (
+        "template/stackops/stackops/app.py",
+        "template/stackops/stackops/stores/*",
+        "template/nginx/*",
+    ),
+}
+# A change of these may break any of them.
+ALWAYS = ("template/mlflow/requirements/*", "extensions/data/versions.yml", "template/mlflow/Dockerfile.jinja")
+
+
+def releases() -> dict[str, str]:
+    """Return commit by version, newest first, found by the message: tags may not travel with a clone."""
+    lines = _git("log", "--format=%H %s").splitlines()
+    found = (re.fullmatch(r"(\w+) Release (v\d+\.\d+\.\d+)", line) for line in lines)
+    return {match[2]: match[1] for match in found if match}
+
+
+def changed() -> set[str] | None:
+    """Return the files that differ from the last release, or None where no release is known."""
+    if not (known := releases()):
+        return None
+    names = _git("diff", "--name-only", next(iter(known.values()))) + _git("ls-files", "--others", "--exclude-standard")
+    return set(names.splitlines())
+
+
+def wanted(test: str, files: Iterable[str] | None) -> bool:
+    """Return whether a test runs when these files have changed (None: nobody knows)."""
+    patterns = [own for part, own in WATCHED.items() if test.startswith(part)]
+    if not patterns or files is None:
+        return True
+    watched = (*ALWAYS, *(pattern for own in patterns for pattern in own))
+    mine = [part for part in WATCHED if test.startswith(part)]
+    return any(
+        fnmatch.fnmatchcase(name, pattern) or any(name.startswith(part.split("::")[0]) for part in mine)
+        for name in files
+        for pattern in watched
+    )
+
+
+def leave_out(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
+    """Take from `items` what need not run; return which files lost tests."""
+    if config.getoption("--everything"):
+        return []
+    files = changed()
+    out = [item for item in items if not wanted(item.nodeid, files)]
+    if out:
+        items[:] = [item for item in items if item not in out]
+        config.hook.pytest_deselected(items=out)
+    return sorted({item.nodeid.split("::")[0] for item in out})
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout if done.returncode == 0 else ""
