@@ -20,7 +20,7 @@ demo-stop: ## stop what 'make demo' started
 	@$(PYTHON) scripts/demo.py stop
 
 test: $(VENV)/tests.stamp ## run the tests; those that need a Docker engine skip where none answers
-	$(VENV)/bin/pytest $(ARGS)
+	@scripts/test.sh $(ARGS)
 
 test-all: ARGS += --everything
 test-all: test ## run every test, also the long ones of what has not changed since the last release

@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from combinations import Answers, valid
@@ -11,9 +12,15 @@ from extended import leave_out
 from needs import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401 # hooks
 from pytest_copie.plugin import Result
 from rendering import Tree, copy_template, read_tree, render, render_all
-
-RENDERED = pytest.StashKey[str]()
-LEFT_OUT = pytest.StashKey[list[str]]()
+from summary import (  # noqa: F401 # hooks and a fixture
+    in_table,
+    pytest_configure,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+    pytest_testnodedown,
+    say,
+)
+from xdist.scheduler import LoadScopeScheduling
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,15 +33,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the long tests of what has not changed; see extended.py."""
-    config.stash[LEFT_OUT] = leave_out(config, items)
+    for name in leave_out(config, items):
+        say(config, f"left out, unchanged since the last release: {name} (make test-all runs it)")
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how many combinations were rendered, and what was left out."""
-    for name in terminalreporter.config.stash.get(LEFT_OUT, []):
-        terminalreporter.write_line(f"left out, unchanged since the last release: {name} (make test-all runs it)")
-    if line := terminalreporter.config.stash.get(RENDERED, None):
-        terminalreporter.write_line(line)
+class Together(LoadScopeScheduling):
+    """Which tests go to one process, in a run with several: those that share something that takes long to make."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        if file.endswith("test_scenarios.py"):
+            return nodeid  # each starts a stack of its own
+        return file if file.count("/") > 1 else "tests"  # the files right here share all rendered combinations
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
+    """Distribute tests like that."""
+    return Together(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -70,7 +86,7 @@ def trees(
     render_all(template, jobs)
     found = [read_tree(root, answers) for root, answers in jobs]
     seconds = time.monotonic() - started
-    pytestconfig.stash[RENDERED] = f"{len(found)} combinations rendered in {seconds:.0f} s"
+    say(pytestconfig, f"{len(found)} combinations rendered in {seconds:.0f} s")
     yield found
     shutil.rmtree(base)  # 150 MB, and pytest would keep those of three runs
 

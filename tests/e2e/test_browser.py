@@ -20,6 +20,9 @@ from needs import chromium
 from playwright.sync_api import expect
 from stacks import Stack, run, stack
 
+# Chromium drops its connections whenever a container comes or goes.
+pytestmark = pytest.mark.alone
+
 STACKS: dict[str, dict[str, Any]] = {
     "prefix": {
         "backend": "postgres",

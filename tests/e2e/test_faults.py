@@ -306,6 +306,7 @@ def engine_kit() -> Path:
     return kit
 
 
+@pytest.mark.alone
 def test_the_engine_restarts(flagship: Stack, ledger: Path) -> None:
     """As when the machine restarts: all parts come back in any order, and nobody runs Compose."""
     kit = engine_kit()
