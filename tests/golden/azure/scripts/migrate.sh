@@ -39,7 +39,7 @@ set -- "$source" --called "$from" --artifacts "${ARTIFACTS:-}" --fix "${FIX:-}"
 # The password of a source database goes in by standard input: it is in no command line and no environment.
 password=
 if [ -n "${PASSWORD_FILE:-}" ]; then
-  password=$(head -n 1 "$PASSWORD_FILE") || die "PASSWORD_FILE $PASSWORD_FILE cannot be read"
+  password=$(head -n 1 "$PASSWORD_FILE" 2>/dev/null) || die "PASSWORD_FILE $PASSWORD_FILE cannot be read"
 elif [ -n "${PGPASSWORD:-}" ]; then
   password=$PGPASSWORD
 fi
