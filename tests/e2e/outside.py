@@ -12,7 +12,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import tempfile
 import time
 import urllib.request
@@ -24,12 +23,13 @@ from typing import Any
 import pytest
 import yaml
 from needs import engine
-from stacks import PREFIX, ROOT, Stack, run
+from stacks import PREFIX, ROOT, Stack, free_port, run
 
 IMAGES = yaml.safe_load((ROOT / "extensions/data/versions.yml").read_text())
 AZURITE = "mcr.microsoft.com/azure-storage/azurite"
 # A real emulator of Google Cloud Storage; built once from its Go module, which any machine with Go can do.
 FAKE_GCS = "github.com/fsouza/fake-gcs-server@v1.56.1"
+OWNER = f"{PREFIX}={os.getpid()}"  # the label of the containers that this process has started
 PATIENCE = 60
 
 
@@ -65,11 +65,7 @@ def gateway() -> str:
 
 def free_ports(count: int) -> list[str]:
     """Return ports of the gateway that nobody listens on."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind((gateway(), 0))
-        return [str(probe.getsockname()[1]) for probe in probes]
+    return [str(free_port(gateway())) for _ in range(count)]
 
 
 @contextlib.contextmanager
@@ -77,7 +73,8 @@ def container(kind: str, image: str, *command: str, options: tuple[str, ...] = (
     """Run a container on this machine's own network; give back its name, and remove it afterwards."""
     engine()
     name = f"{PREFIX}-outside-{kind}-{secrets.token_hex(3)}"
-    started = run("docker", "run", "--detach", "--init", "--network", "host", "--name", name, *options, image, *command)
+    here = ("--init", "--network", "host", "--name", name, "--label", OWNER)
+    started = run("docker", "run", "--detach", *here, *options, image, *command)
     try:
         assert started.returncode == 0, started.stderr
         yield name
@@ -144,6 +141,7 @@ def s3() -> Iterator[Outside]:
             "-master.telemetry=false", "-master.electionTimeout=1s", "-master.volumeSizeLimitMB=64", "-volume.max=0",
             "-filer", "-filer.disableHttp",
             "-s3", f"-s3.ip.bind={gateway()}", f"-s3.port={port}", f"-s3.port.grpc={others[6]}",
+            "-s3.port.iceberg=0", "-s3.port.lance=0",  # else both are at fixed ports, and only one such server fits
             "-s3.config=/s3.json", *(f"-{name}={number}" for name, number in zip(inner, others, strict=False)),
             options=("--volume", f"{config}:/s3.json:ro", "--user", "0", "--entrypoint", "weed"),
         ) as name:  # fmt: skip
@@ -288,7 +286,8 @@ def certificates(folder: Path, address: str) -> None:
 
 
 # What has to stand outside for an answer.
-FOR: dict[tuple[str, str], Callable[[], contextlib.AbstractContextManager[Outside]]] = {
+Start = Callable[[], contextlib.AbstractContextManager[Outside]]
+FOR: dict[tuple[str, str], Start] = {
     ("backend", "managed"): managed_postgres,
     ("artifact_store", "s3"): s3,
     ("artifact_store", "azure"): azurite,

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hashlib
+import itertools
 import os
 import shutil
 import socket
@@ -34,11 +35,18 @@ def run(
     return subprocess.run(command, cwd=cwd, env=clean | dict(env or {}), **options)
 
 
-def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+# Below the ports that the kernel gives to outgoing connections: a stack binds its port only when its image is built, and
+# until then one of those could take it. Each process has a stretch of its own.
+PORTS = itertools.count(12000 + os.getpid() % 100 * 200)
+
+
+def free_port(address: str = "127.0.0.1") -> int:
+    """Return a port of an address of this machine that nobody listens on; each call gives another one."""
+    for port in PORTS:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((address, port))
+            return port
+    raise AssertionError("there is no free port")
 
 
 def leftovers(project: str, *kinds: str) -> list[str]:
