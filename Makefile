@@ -1,6 +1,6 @@
 # mlflow-stack, the template. 'make' alone prints the targets.
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-stop test test-all golden lock lint clean
+.PHONY: help demo demo-stop test test-all golden lock lint release clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -39,6 +39,9 @@ lock: $(VENV)/copier.stamp ## raise every locked Python package: of the rendered
 	$(COMPILE) requirements.in -o requirements.txt
 	$(COMPILE) tests/requirements.in -o tests/requirements.txt
 	cd tests/clients && for client in *.in; do $(COMPILE) $$client -o $${client%.in}.txt || exit 1; done
+
+release: $(VENV)/tests.stamp ## make a release: VERSION=1.2.0; run 'make test-all' before
+	@$(VENV)/bin/python scripts/release.py '$(VERSION)'
 
 clean: demo-stop ## remove what the targets above have made
 	rm -rf build $(VENV)

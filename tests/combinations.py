@@ -72,11 +72,11 @@ def settings() -> dict[str, Any]:
     return next(iter(_documents(ROOT / "copier.yml")))
 
 
-def questions() -> dict[str, dict[str, Any]]:
+def questions(root: Path = ROOT) -> dict[str, dict[str, Any]]:
     """Return every question in the order in which it is asked, with the hidden ones at their place."""
     found: dict[str, dict[str, Any]] = {}
-    for document in _documents(ROOT / "copier.yml"):
-        parts = _documents(ROOT / document) if isinstance(document, Path) else [document]
+    for document in _documents(root / "copier.yml"):
+        parts = _documents(root / document) if isinstance(document, Path) else [document]
         for part in parts:
             found |= {name: body for name, body in part.items() if not name.startswith("_")}
     return found

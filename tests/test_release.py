@@ -1,0 +1,71 @@
+"""`make release` refuses what is not ready, and says why."""
+
+import datetime
+import importlib.util
+import subprocess
+from pathlib import Path
+
+import pytest
+from combinations import ROOT
+
+SPEC = importlib.util.spec_from_file_location("release", ROOT / "scripts/release.py")
+release = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(release)
+DAY = datetime.date(2030, 1, 2)
+GOOD = "# Changelog\n\n## [Unreleased]\n\n**When you update:** `make up`.\n\n- It.\n\n## [0.2.0] - 2029-01-01\n"
+
+
+@pytest.mark.parametrize("text", ["", "v1", "1.2", "1.2.0rc1", "latest", "0.2.0", "0.1.9"])
+def test_a_version_that_does_not_follow(text: str) -> None:
+    """Only X.Y.Z after the last one."""
+    with pytest.raises(release.Refused, match="VERSION="):
+        release.next_version(text, "0.2.0")
+
+
+def test_the_next_version() -> None:
+    """With or without a v."""
+    assert release.next_version("0.10.0", "0.2.0") == release.next_version("v0.10.0", "0.9.9") == "0.10.0"
+
+
+def test_the_changelog_gets_its_date() -> None:
+    """What was unreleased is the version's, and there is room for what comes."""
+    text = release.dated(GOOD, "0.3.0", DAY)
+    assert "## [Unreleased]\n\n## [0.3.0] - 2030-01-02\n\n**When you update:**" in text
+    assert text.endswith("## [0.2.0] - 2029-01-01\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("# Changelog\n", "nothing under"),
+        ("## [Unreleased]\n\n## [0.2.0]\n\n- It.\n", "nothing under"),
+        ("## [Unreleased]\n\n- It.\n\n## [0.2.0]\n\n**When you update:** x\n", "When you update"),
+    ],
+)
+def test_a_changelog_that_is_not_ready(text: str, why: str) -> None:
+    """There must be something, and what the owner does."""
+    with pytest.raises(release.Refused, match=why):
+        release.dated(text, "0.3.0", DAY)
+
+
+def test_the_newest_notes_are_of_this_version() -> None:
+    """Copier shows the first notes after an update."""
+    text = "## Notes per release\n\n### 0.3.0\n\nx\n\n### 0.2.0\n"
+    release.check_notes(text, "0.3.0")
+    for wrong in (text.replace("### 0.3.0", ""), "### 0.3.0\n"):
+        with pytest.raises(release.Refused, match=r"those of 0\.3\.0"):
+            release.check_notes(wrong, "0.3.0")
+
+
+def test_refused_as_a_maintainer_sees_it(tmp_path: Path) -> None:
+    """One sentence, exit code 1, nothing changed."""
+    here = tmp_path / "template"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(here)], check=True)
+    (here / "scripts/release.py").write_text((ROOT / "scripts/release.py").read_text())
+    (here / "mine").write_text("x")
+    command = [str(ROOT / ".venv/bin/python"), "scripts/release.py", "99.0.0"]
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "release: error: the work tree has changes that are not committed\n",
+    )
