@@ -1,6 +1,6 @@
 # mlflow-stack, the template. 'make' alone prints the targets.
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-stop test test-all golden lock lint release clean
+.PHONY: help demo demo-stop test test-all update-matrix golden lock lint release clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +11,7 @@ COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-h
 STACK_LOCKS := $(wildcard template/mlflow/requirements/*.txt)
 
 help: ## print this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/copier.stamp ## render the default answers into build/demo, start that stack without Docker, and log a run to it
 	@$(VENV)/bin/python scripts/demo.py start
@@ -24,6 +24,9 @@ test: $(VENV)/tests.stamp ## run the tests; those that need a Docker engine skip
 
 test-all: ARGS += --everything
 test-all: test ## run every test, also the long ones of what has not changed since the last release
+
+update-matrix: $(VENV)/tests.stamp ## update the named stacks from every release to what is here, and print the table
+	@$(VENV)/bin/pytest -q --everything tests/test_update_matrix.py
 
 golden: $(VENV)/tests.stamp ## write tests/golden anew, after a change that is meant to change what is rendered
 	$(VENV)/bin/pytest tests/test_golden.py --golden-update

@@ -34,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out the long tests of what has not changed; see extended.py."""
     for name in leave_out(config, items):
-        say(config, f"left out, unchanged since the last release: {name} (make test-all runs it)")
+        say(config, f"left out of this run: tests in {name} (make test-all runs them)")
 
 
 class Together(LoadScopeScheduling):

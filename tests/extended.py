@@ -1,7 +1,7 @@
 """Tests that take long and watch over few files: they run when one of those has changed since the last release.
 
-`make test-all` (pytest --everything) runs them whatever has changed, as before each release. They are left out, not
-skipped: the summary of a run says which.
+`make test-all` (pytest --everything) runs them whatever has changed, as before each release, and with them what is
+marked `full`: the same test with other values. They are left out, not skipped: the summary of a run says which.
 """
 
 import fnmatch
@@ -79,7 +79,7 @@ def leave_out(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
     if config.getoption("--everything"):
         return []
     files = changed()
-    out = [item for item in items if not wanted(item.nodeid, files)]
+    out = [item for item in items if item.get_closest_marker("full") or not wanted(item.nodeid, files)]
     if out:
         items[:] = [item for item in items if item not in out]
         config.hook.pytest_deselected(items=out)

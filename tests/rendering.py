@@ -22,7 +22,7 @@ import copier._template
 from combinations import ROOT, Answers, name_of
 
 # What Copier reads of this repository.
-TEMPLATE_PARTS = ("copier.yml", "extensions", "template")
+TEMPLATE_PARTS = ("copier.yml", "extensions", "template", "UPGRADING.md")
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,13 @@
 """`copier update`, really run between tags, with the owner's files and edits in place and without --trust."""
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
-import copier
 import pytest
-from combinations import ROOT, Answers
-from extended import releases
-from rendering import copy_template, read_tree, render
+from combinations import Answers
+from rendering import copy_template, render
+from updates import OWNED, commit, conflicts, edit, git, stack_from, texts, update
 
 STACKS: dict[str, Answers] = {
     "laptop": {},
@@ -27,37 +24,7 @@ STACKS: dict[str, Answers] = {
     },
 }
 
-# The files that belong to the owner: the template writes none of them, or only once.
-OWNED = {
-    ".env": "STACK_UID=1\nSTACK_GID=1\nMINE=1\n",
-    "secrets/crypto_kek_passphrase": "mine\n",
-    "compose.override.yaml": "services:\n  mlflow:\n    environment:\n      MINE: 1\n",
-    "mlflow/requirements.extra.txt": "mlflow-my-plugin==1.0\n",
-    "local.mk": "mine:\n\techo mine\n",
-    "nginx/local.d/x.conf": "location = /mine { return 204; }\n",
-    "NOTES.md": "# Ours\n",
-}
 IGNORED = {".env", "secrets/crypto_kek_passphrase"}
-
-
-def git(folder: Path, *arguments: str) -> str:
-    """Run git and return what it prints."""
-    return subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def commit(folder: Path, message: str, tag: str | None = None) -> None:
-    """Commit everything, and tag it."""
-    git(folder, "add", "--all")
-    git(folder, "commit", "--quiet", "--message", message)
-    if tag:
-        git(folder, "tag", "--annotate", tag, "--message", tag)
-
-
-def edit(path: Path, old: str, new: str) -> None:
-    """Replace a text that must be there once or more."""
-    text = path.read_text()
-    assert old in text, f"{path.name} holds no {old!r}: the edit needs another place"
-    path.write_text(text.replace(old, new, 1))
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +51,6 @@ def tagged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return source
 
 
-def stack_from(template: Path, folder: Path, answers: Answers, version: str) -> Path:
-    """Render a version into a repository of its own and commit it, as a new owner does."""
-    render(template, folder, answers, vcs_ref=version)
-    git(folder, "init", "--quiet")
-    commit(folder, "Start")
-    return folder
-
-
 def give_to_owner(stack: Path) -> None:
     """Write every owned file that makes sense in this stack, and commit."""
     for name, text in OWNED.items():
@@ -99,28 +58,6 @@ def give_to_owner(stack: Path) -> None:
             (stack / name).parent.mkdir(exist_ok=True)
             (stack / name).write_text(text)
     commit(stack, "Ours")
-
-
-def update(stack: Path, version: str, **answers: Any) -> None:
-    """Update like `make update` does: defaults, no --trust."""
-    copier.run_update(stack, data=answers, defaults=True, overwrite=True, quiet=True, unsafe=False, vcs_ref=version)
-
-
-def conflicts(stack: Path) -> list[str]:
-    """Return the files in which an update met an edit."""
-    marked = [
-        str(path.relative_to(stack))
-        for path in stack.rglob("*")
-        if path.is_file() and ".git" not in path.parts and re.search(rb"(?m)^(<<<<<<<|>>>>>>>) ", path.read_bytes())
-    ]
-    return marked + [str(path.relative_to(stack)) for path in stack.rglob("*.rej")]
-
-
-def texts(folder: Path) -> dict[str, str]:
-    """Return every text of a stack but those of its owner; the answers file without what names the template."""
-    files = read_tree(folder, {}).files
-    answers = re.sub(r"(?m)^(_src_path|_commit):.*\n", "", files[".copier-answers.yml"])
-    return {name: text for name, text in (files | {".copier-answers.yml": answers}).items() if name not in OWNED}
 
 
 @pytest.mark.parametrize("name", STACKS)
@@ -234,37 +171,3 @@ def test_a_refused_pair_on_update_leaves_the_stack_alone(tagged: Path, tmp_path:
     with pytest.raises(ValueError, match="artifact_access=direct cannot work with artifact_store=local"):
         update(stack, "v1.1.0", artifact_access="direct")
     assert git(stack, "status", "--porcelain") == ""
-
-
-# --- Releases -----------------------------------------------------------------------------------------------------
-
-
-def test_every_release_updates_to_what_is_here(tmp_path: Path) -> None:
-    """From every released version, stacks update without a conflict to what a fresh rendering gives.
-
-    From the newest one each of the stacks above, from older ones the team's, to save time. Before the first
-    release, and in a clone without history, there is nothing to update from.
-    """
-    known = releases()
-    source = tmp_path / "template"
-    if known:
-        subprocess.run(["git", "clone", "--quiet", "--no-tags", str(ROOT), str(source)], check=True)
-        for version, sha in known.items():
-            git(source, "tag", "--annotate", version, sha, "--message", version)
-        for path in source.iterdir():  # the working tree as it is, committed or not
-            if path.name in ("copier.yml", "extensions", "template"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        copy_template(source)
-        git(source, "add", "--all")
-        git(source, "commit", "--quiet", "--allow-empty", "--message", "Here")
-        git(source, "tag", "--annotate", "v99.0.0", "--message", "v99.0.0")
-    for number, version in enumerate(known):
-        for name in STACKS if number == 0 else ["team"]:
-            answers = STACKS[name]
-            folder = tmp_path / version / name
-            stack = stack_from(source, folder / "demo", answers, version)
-            give_to_owner(stack)
-            update(stack, "v99.0.0")
-            assert conflicts(stack) == [], (version, name)
-            fresh = render(source, folder / "fresh" / "demo", answers | {"project_name": "demo"}, vcs_ref="v99.0.0")
-            assert texts(stack) == texts(fresh), (version, name)
