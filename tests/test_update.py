@@ -1,7 +1,9 @@
 """`copier update`, really run between tags, with the owner's files and edits in place and without --trust."""
 
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -171,3 +173,85 @@ def test_a_refused_pair_on_update_leaves_the_stack_alone(tagged: Path, tmp_path:
     with pytest.raises(ValueError, match="artifact_access=direct cannot work with artifact_store=local"):
         update(stack, "v1.1.0", artifact_access="direct")
     assert git(stack, "status", "--porcelain") == ""
+
+
+def run(stack: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a stack, with the tests' own copier in the PATH."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.run(command, cwd=stack, env=os.environ | {"PATH": path}, capture_output=True, text=True)
+
+
+def test_check_update(tagged: Path, tmp_path: Path) -> None:
+    """The exit code is for cron and CI: 2 when there is a newer release, 0 when not, 1 when nobody can tell."""
+    for version, code, word in (("v1.0.0", 2, "newer"), ("v1.1.0", 0, "newest")):
+        stack = stack_from(tagged, tmp_path / version / "demo", {}, version)
+        done = run(stack, "scripts/update.sh", "check")
+        assert (done.returncode, word in done.stdout) == (code, True), done
+        assert (run(stack, "make", "check-update").returncode == 0) == (code == 0)
+        assert git(stack, "status", "--porcelain") == ""
+    edit(stack / ".copier-answers.yml", str(tagged), str(tmp_path / "gone"))
+    commit(stack, "Moved")
+    done = run(stack, "scripts/update.sh", "check")
+    assert done.returncode == 1
+    assert done.stderr.endswith("update: error: the template's releases cannot be read\n")
+
+
+def test_a_template_that_has_moved(tagged: Path, tmp_path: Path) -> None:
+    """As UPGRADING.md says: the new address goes to _src_path, and updates go on from there."""
+    stack = stack_from(tagged, tmp_path / "demo", {}, "v1.0.0")
+    moved = tagged.rename(tagged.with_name("moved"))
+    try:
+        edit(stack / ".copier-answers.yml", str(tagged), str(moved))
+        commit(stack, "The template has moved")
+        update(stack, "v1.1.0")
+        assert conflicts(stack) == [] and "new:" in (stack / "Makefile").read_text()
+    finally:
+        moved.rename(tagged)
+
+
+def test_a_fork_that_merges(tagged: Path, tmp_path: Path) -> None:
+    """A repository and its fork, both brought to one release before they merge: nothing meets."""
+    upstream = stack_from(tagged, tmp_path / "upstream" / "demo", {}, "v1.0.0")
+    fork = tmp_path / "fork" / "demo"
+    git(tmp_path, "clone", "--quiet", str(upstream), str(fork))
+    (upstream / "local.mk").write_text("theirs:\n")
+    (fork / "compose.override.yaml").write_text("services: {}\n")
+    for repository in (upstream, fork):
+        commit(repository, "Ours")
+        update(repository, "v1.1.0")
+        commit(repository, "Update")
+    git(fork, "pull", "--quiet", "--no-rebase", "--no-edit", "origin", "main")
+    assert conflicts(fork) == [] and git(fork, "status", "--porcelain") == ""
+    assert (fork / "local.mk").exists() and (fork / "compose.override.yaml").exists()
+
+
+@pytest.mark.parametrize("name", ["laptop", "team"])
+def test_eject(tagged: Path, tmp_path: Path, name: str) -> None:
+    """What only updates need goes, everything else stays as it is, and it can be taken back."""
+    stack = stack_from(tagged, tmp_path / "demo", STACKS[name], "v1.0.0")
+    before = texts(stack, own=())
+    (stack / "mine").write_text("x")
+    refused = run(stack, "make", "eject")
+    assert refused.returncode != 0 and "not committed" in refused.stderr and texts(stack, own=("mine",)) == before
+    commit(stack, "Mine")
+    done = run(stack, "make", "eject")
+    assert done.returncode == 0, done.stderr
+    gone = {
+        ".copier-answers.yml",
+        ".github/workflows/update.yml",
+        "renovate.json",
+        "scripts/update.sh",
+        "scripts/eject.sh",
+    }
+    after = {path: (stack / path).read_text() for path in git(stack, "ls-files").splitlines()}
+    assert set(before) - set(after) == gone
+    changed = {path for path in after if path != "mine" and after[path] != before[path]}
+    assert changed == {"Makefile", "README.md"}
+    for path in ("Makefile", "README.md"):
+        left = after[path].splitlines()
+        assert set(left) - set(before[path].splitlines()) <= {line for line in left if line.startswith(".PHONY")}
+        assert not re.search("template|copier|check-update|eject|make update", after[path]), path
+    printed = run(stack, "make")
+    assert printed.returncode == 0 and "make up" in printed.stdout and "update" not in printed.stdout
+    git(stack, "checkout", "HEAD", "--", ".")
+    assert texts(stack, own=("mine",)) == before
