@@ -25,9 +25,8 @@ PROMPT = "mlflow.prompt.is_prompt"
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
     parser.add_argument("user", metavar="USER")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--experiment", default="", metavar="NAME_OR_ID")
-    what.add_argument("--model", default="", metavar="NAME")
+    parser.add_argument("--experiment", default="", metavar="NAME_OR_ID")
+    parser.add_argument("--model", default="", metavar="NAME")
     parser.add_argument("--permission", default="", metavar="PERMISSION", help=", ".join(PERMISSIONS))
 
 
@@ -117,8 +116,8 @@ def run(args: argparse.Namespace) -> None:
     permission = args.permission.upper()
     if permission and permission not in PERMISSIONS:
         raise StackError(f"the permission is {args.permission}: there are {', '.join(PERMISSIONS)}")
-    if permission and not (args.experiment or args.model):
-        raise StackError("say for what: an experiment or a model")
+    if permission and bool(args.experiment) == bool(args.model):
+        raise StackError("say for what: an experiment, or a model")
     users = accounts.users(os.environ)
     users.need(args.user)
     things = Things()
