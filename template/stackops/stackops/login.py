@@ -3,9 +3,9 @@
 The proxy asks `GET /stackops/login` with the request's Authorization and, in X-Real-IP, the address it came
 from. Nobody else gets an answer to this path: the proxy says 404.
 
-  204  the login is right; X-Auth-User is the user's name
-  401  there is no login, or a wrong one
-  403  too many wrong ones came from that address; Retry-After says for how many seconds none is checked
+    204  the login is right; X-Auth-User is the user's name
+    401  there is no login, or a wrong one
+    403  too many wrong ones came from that address; Retry-After says for how many seconds none is checked
 """
 
 import asyncio
