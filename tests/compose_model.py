@@ -27,8 +27,8 @@ READERS = {
     "client_s3_credentials": {"object-store-init", "check"},
     "azure_connection_string": {"mlflow", "migrate", "artifacts-move"},
     "gcs_credentials.json": {"mlflow", "migrate", "artifacts-move"},
-    "admin_password": {"mlflow", "migrate", "artifacts-move", "check"},
-    "htpasswd": {"nginx"},
+    "admin_password": {"mlflow", "migrate", "artifacts-move", "check", "users"},
+    "htpasswd": {"mlflow", "migrate", "artifacts-move"},
     "flask_secret_key": {"mlflow", "migrate", "artifacts-move"},
     "crypto_kek_passphrase": {"mlflow", "migrate", "artifacts-move"},
     "webhook_encryption_key": {"mlflow", "migrate", "artifacts-move"},
@@ -127,7 +127,8 @@ def _environment(service: dict[str, Any]) -> list[str]:
 def _mounts(service: dict[str, Any]) -> list[str]:
     found = []
     for mount in service.get("volumes") or []:
-        if mount["type"] == "bind" and not mount.get("read_only"):
+        # The list of users, which one service looks after.
+        if mount["type"] == "bind" and not mount.get("read_only") and mount.get("target") != "/run/users/htpasswd":
             found.append(f"can write to {mount['source']}")
         if "docker.sock" in str(mount["source"]):
             found.append("reaches the Docker engine")
@@ -190,6 +191,9 @@ def _networks(model: Model, answers: Answers) -> list[str]:
         joined = set(service.get("networks") or {})
         if name == "check":
             found += ["check: is on the stack's networks, and a user is not"] * (service.get("network_mode") != "host")
+            continue
+        if name == "users":
+            found += ["users: is on a network"] * (service.get("network_mode") != "none")
             continue
         if service.get("network_mode"):
             found.append(f"{name}: network_mode is {service['network_mode']}")

@@ -35,6 +35,13 @@ WATCHED: dict[str, tuple[str, ...]] = {
         "template/scripts/init.sh.jinja",
         "extensions/compose/seaweedfs.yaml.jinja",
     ),
+    "tests/e2e/test_users.py": (
+        *(f"template/stackops/stackops/{name}.py" for name in ("user", "limiter", "htpasswd", "login")),
+        *(f"template/stackops/stackops/{name}.py" for name in ("accounts", "guard", "grant", "app", "settings")),
+        "template/scripts/users.sh.jinja",
+        "template/nginx/*",
+        "extensions/compose/*",
+    ),
     "tests/e2e/test_big_files.py::test_2_gib": (
         "template/stackops/stackops/app.py",
         "template/stackops/stackops/stores/*",

@@ -98,10 +98,12 @@ def expected_files(answers: Answers) -> set[str]:
         files |= {"stackops/stackops/bucket.py"}
     if answers["reverse_proxy"] == "nginx":
         files |= {"nginx/nginx.conf", "nginx/templates/mlflow.conf.template", "nginx/local.d/README.md"}
+    if auth in ("basic", "mlflow"):
+        files |= {"scripts/users.sh", *(f"stackops/stackops/{name}.py" for name in ("user", "limiter"))}
     if auth == "basic":
-        files |= {"stackops/stackops/htpasswd.py", *_locked("basic")}
+        files |= {*(f"stackops/stackops/{name}.py" for name in ("htpasswd", "login")), *_locked("basic")}
     if auth == "mlflow":
-        files |= {"stackops/stackops/accounts.py", *_locked("auth")}
+        files |= {*(f"stackops/stackops/{name}.py" for name in ("accounts", "guard", "grant")), *_locked("auth")}
     if (backend, store) == ("sqlite", "local"):
         files |= {"scripts/local.sh"}
     return files
@@ -114,7 +116,7 @@ def _locked(name: str) -> set[str]:
 # The parts of stackops that belong to one answer; everything else in it is its core and always there.
 STACKOPS_PARTS = re.compile(
     r"stackops/stackops/(backends|stores)/(?!__init__|relay)\w+\.py|stackops/stackops/"
-    r"((bucket|htpasswd|accounts|migrate)\.py|migration/\w+\.py)"
+    r"((bucket|user|limiter|htpasswd|login|accounts|guard|grant|migrate)\.py|migration/\w+\.py)"
 )
 
 
@@ -277,11 +279,13 @@ WORDS: dict[str, tuple[Callable[[Answers], bool], str]] = {
         r"artifact_access: presigned",
     ),
     "a way past the server": (lambda a: a["artifact_access"] != "proxied", r"artifacts go straight"),
-    "nginx": (lambda a: a["reverse_proxy"] == "nginx", r"nginx|htpasswd"),
+    "nginx": (lambda a: a["reverse_proxy"] == "nginx", r"nginx"),
     "a prefix": (lambda a: bool(a["url_prefix"]), r"X-Forwarded-Prefix|strips the prefix"),
-    "the proxy's login": (lambda a: a["auth"] == "basic", r"htpasswd|auth_basic_user|libpass"),
+    "the proxy's login": (lambda a: a["auth"] == "basic", r"htpasswd|auth_request|libpass"),
     "MLflow's login": (lambda a: a["auth"] == "mlflow", r"flask[_-](secret|wtf)|accounts\.py|users and permissions"),
     "a login": (lambda a: a["auth"] != "none", r"admin_password"),
+    "users": (lambda a: a["auth"] in ("basic", "mlflow"), r"user-add|users\.sh"),
+    "permissions": (lambda a: a["auth"] == "mlflow", r"make grant"),
     "make local": (lambda a: (a["backend"], a["artifact_store"]) == ("sqlite", "local"), r"make local|local-check"),
 }
 PATTERNS = {part: re.compile(words, re.IGNORECASE) for part, (_, words) in WORDS.items()}

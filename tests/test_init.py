@@ -21,7 +21,7 @@ GIVEN = {
     "gcs_credentials.json",
 }
 NOT_NAMED = {"db_ca.pem"}
-# Made by 'make up', in the image.
+# Made empty, and filled by 'make up', in the image.
 LATER = {"htpasswd"}
 
 
@@ -68,8 +68,8 @@ def faults_of_init(tree: Tree, stack: Path) -> list[str]:
         if body["file"].removeprefix("./") != f"secrets/{name}"
     ]
     made = {path.name for path in secrets.iterdir()}
-    if made != set(declared) - LATER:
-        found.append(f"made and not declared, or declared and not made: {sorted(made ^ (set(declared) - LATER))}")
+    if made != set(declared):
+        found.append(f"made and not declared, or declared and not made: {sorted(made ^ set(declared))}")
     if stat.S_IMODE(secrets.stat().st_mode) != 0o700:
         found.append("secrets/ is open to others")
     for path in [stack / ".env", *secrets.iterdir()]:
@@ -82,6 +82,8 @@ def faults_of_init(tree: Tree, stack: Path) -> list[str]:
             found += [f"does not say what belongs in {name}"] * (
                 f"secrets/{name}" not in first.stdout and name not in NOT_NAMED
             )
+        elif name in LATER:
+            found += [f"{name} is not empty"] * bool(value)
         elif name != "passwd" and len(value) < 20:
             found.append(f"{name} is weak or empty: {len(value)} characters")
         if value.strip() and any(word in first.stdout for word in re.findall(r"[\w-]{20,}", value)):

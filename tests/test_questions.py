@@ -97,7 +97,7 @@ EFFECTS: list[tuple[Answers, str, list[str], list[str]]] = [
     (
         {"reverse_proxy": "nginx", "auth": "basic"},
         "nginx/templates/mlflow.conf.template",
-        ["auth_basic_user_file /run/secrets/htpasswd"],
+        ["auth_request /stackops/login;"],
         [],
     ),
     ({"auth": "mlflow"}, "compose.yaml", ["STACK_AUTH: mlflow", "flask_secret_key"], ["htpasswd"]),

@@ -69,7 +69,7 @@ PLANTS = [
     (invariants.words_of_other_choices, ".env.example", "", "#STORE_PORT=1\n", "names a way into our store"),
     (invariants.compose_declarations, "compose.yaml", "  mlflow-spool:\n", "  other:\n", "used and not declared"),
     (invariants.compose_declarations, "compose.yaml", "\nvolumes:\n", "\nvolumes:\n  x:\n", "declared and not used"),
-    (invariants.compose_declarations, "compose.yaml", "secrets: [htpasswd]", "secrets: []", "declared and not used"),
+    (invariants.compose_declarations, "compose.yaml", "    - htpasswd\n", "", "declared and not used"),
     (invariants.compose_declarations, "compose.yaml", "postgres: {condition", "pg: {condition", "does not exist"),
     (invariants.compose_declarations, "compose.yaml", "services:", "x-work: &work {}\n\nservices:", "anchor work"),
     (invariants.settings, ".env.example", "#HTTP_PORT=8080", "#HTTP_PORT=8081", "the default in compose.yaml"),

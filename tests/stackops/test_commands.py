@@ -82,8 +82,13 @@ def test_a_small_stack_has_only_its_commands(tmp_path):
     for name in (
         "accounts",
         "bucket",
+        "grant",
+        "guard",
         "htpasswd",
+        "limiter",
+        "login",
         "migrate",
+        "user",
         "backends/postgres",
         "stores/s3",
         "stores/azure",
@@ -98,7 +103,7 @@ def test_a_small_stack_has_only_its_commands(tmp_path):
 
     text = stackops("--help").stdout
     assert re.findall(r"^    (\w+) ", text, re.M) == ["check", "prepare", "prove", "ready", "serve"]
-    gone = stackops("htpasswd", "x")
+    gone = stackops("user", "list")
     assert gone.returncode == 2 and "invalid choice" in gone.stderr
     other = stackops("prepare", STACK_BACKEND="postgres")
     assert other.returncode == 1
@@ -109,7 +114,7 @@ def test_a_small_stack_has_only_its_commands(tmp_path):
 
 
 def test_every_command_has_help(capsys):
-    for name in ("bucket", "check", "htpasswd", "prepare", "ready", "serve"):
+    for name in ("bucket", "check", "grant", "htpasswd", "prepare", "ready", "serve", "user"):
         with pytest.raises(SystemExit) as stop:
             cli.main([name, "--help"])
         assert stop.value.code == 0
@@ -286,31 +291,6 @@ def test_serve_refuses_tables_of_another_version(stack, tmp_path, backend_state)
         serve.check_schema(env)
     with closing(sqlite3.connect(tmp_path / "data" / "mlflow.db")) as database:
         assert list(database.iterdump()) == before
-
-
-def test_htpasswd_line(capsys, monkeypatch):
-    import io
-
-    hashes = pytest.importorskip("passlib.hash")
-    password = "p@ss:w/o#rd%1[]\\"
-    monkeypatch.setattr(sys, "stdin", io.StringIO(password + "\nrest\n"))
-    assert cli.main(["htpasswd", "admin"]) == 0
-    name, _, value = capsys.readouterr().out.rstrip("\n").partition(":")
-    assert name == "admin" and value.startswith("$6$") and "rounds=" not in value
-    assert hashes.sha512_crypt.verify(password, value) and not hashes.sha512_crypt.verify(password + "x", value)
-    if openssl := shutil.which("openssl"):
-        salt = value.split("$")[2]
-        command = [openssl, "passwd", "-6", "-salt", salt, "-stdin"]
-        assert subprocess.run(command, input=password, capture_output=True, text=True).stdout.strip() == value
-
-
-@pytest.mark.parametrize(("name", "password"), [("a:b", "x"), ("", "x"), ("a b", "x"), ("a", ""), ("a", "x\ty")])
-def test_htpasswd_refuses(name, password):
-    from stackops import htpasswd
-
-    pytest.importorskip("passlib")
-    with pytest.raises(StackError):
-        htpasswd.line(name, password)
 
 
 def test_admin_key():

@@ -1,14 +1,16 @@
 """MLflow's own users and permissions (its basic-auth app)."""
 
+import logging
 import secrets as tokens
+import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from stackops import schema, settings
 from stackops.errors import StackError, one_line
+from stackops.user import ADMIN, MINIMUM
 
-ADMIN = "admin"
 CONFIG = "basic_auth.ini"
-MINIMUM = 12
 
 TEMPLATE = """\
 [mlflow]
@@ -17,7 +19,8 @@ admin_username = {admin}
 authorization_function = mlflow.server.auth:authenticate_request_basic_auth
 # A user sees only what somebody gave to them.
 default_permission = NO_PERMISSIONS
-# Checking a password costs 0.3 s of CPU; a checked one is remembered for a minute (20 times more requests).
+# Checking a password costs 0.3 s of CPU; a checked one is remembered for a minute (20 times more requests),
+# and forgotten when users change.
 auth_cache_ttl_seconds = 60
 """
 
@@ -73,3 +76,63 @@ def prepare(env: Mapping[str, str], say: Callable[[str], None]) -> None:
     if state.revision != state.newest:
         say(f"users: tables now {state.newest}")
     say(f"users: {name} exists")
+
+
+class Users:
+    """MLflow's users, in its own store."""
+
+    def __init__(self, env: Mapping[str, str]):
+        """Open the store. Raises StackError if the tables are not those of this MLflow."""
+        schema.require(tables(env), "users'")
+        from mlflow.server import auth
+
+        auth.store.init_db(auth.auth_config.database_uri)
+        self.auth, self.marker = auth, marker(env)
+
+    def names(self) -> list[tuple[str, str]]:
+        """Return (name, "admin" or nothing)."""
+        return [(user.username, "admin" if user.is_admin else "") for user in self.auth.store.list_users()]
+
+    def add(self, name: str, password: str) -> None:
+        """Add a user, who has no permission yet. Raises StackError if the name is taken."""
+        if self.auth.store.has_user(name):
+            raise StackError(f"there is a user {name} already")
+        self.auth.store.create_user(name, password)
+
+    def password(self, name: str, password: str) -> None:
+        """Change a user's password. Raises StackError if there is no such user."""
+        self.need(name)
+        self.auth.store.update_user(name, password=password)
+        announce(self.marker)
+
+    def remove(self, name: str) -> None:
+        """Remove a user and what was granted to them. Raises StackError if there is no such user."""
+        if self.need(name).is_admin and sum(user.is_admin for user in self.auth.store.list_users()) == 1:
+            raise StackError(f"{name} is the last admin and stays")
+        self.auth.store.delete_user(name)
+        announce(self.marker)
+
+    def need(self, name: str):
+        """Return a user. Raises StackError if there is none of that name."""
+        if not self.auth.store.has_user(name):
+            raise StackError(f"there is no user {name}")
+        return self.auth.store.get_user(name)
+
+
+def users(env: Mapping[str, str]) -> Users:
+    """Return the users of this stack; makes this process look like the server."""
+    adopted = settings.adopt()
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    settings.backend(adopted).wait(adopted, 10)
+    return Users(adopted)
+
+
+def marker(env: Mapping[str, str]) -> Path:
+    """Return the file that changes when a user's password changes or a user goes (guard.py)."""
+    return settings.runtime_dir(env) / "users.changed"
+
+
+def announce(path: Path) -> None:
+    """Let every server process forget the logins that it has checked."""
+    settings.write_private({str(path): f"{tokens.token_hex(8)}\n"})

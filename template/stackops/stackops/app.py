@@ -60,4 +60,6 @@ def create_app() -> FastAPI:
     # Files on the server's own disk MLflow sends without a copy.
     if hasattr(settings.store(os.environ), "read"):
         app.router.routes[:0] = router.routes
+    if logins := settings.logins(os.environ):
+        logins.guard(app)
     return app

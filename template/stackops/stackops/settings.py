@@ -106,6 +106,12 @@ def accounts(env: Mapping[str, str]) -> ModuleType | None:
     return importlib.import_module("stackops.accounts") if env.get("STACK_AUTH") == "mlflow" else None
 
 
+def logins(env: Mapping[str, str]) -> ModuleType | None:
+    """Return the module that checks logins and knows the users, or None if this stack keeps none."""
+    name = {"basic": "login", "mlflow": "guard"}.get(env.get("STACK_AUTH", ""))
+    return importlib.import_module(f"stackops.{name}") if name else None
+
+
 def _part(kind: str, variable: str, env: Mapping[str, str]) -> ModuleType:
     name = env.get(variable, "")
     if not name.isidentifier() or not importlib.util.find_spec(f"stackops.{kind}.{name}"):
