@@ -48,8 +48,10 @@ ALWAYS = {
     "mlflow/requirements/transfer.in",
     "mlflow/requirements/transfer.txt",
     "scripts/artifacts-move.sh",
+    "scripts/doctor.sh",
     "scripts/init.sh",
     "scripts/lint.sh",
+    "scripts/rotate-secrets.sh",
     "scripts/up.sh",
     "scripts/update.sh",
     "scripts/url.sh",
@@ -62,6 +64,7 @@ ALWAYS = {
 MIGRATION = (
     "__init__", "catalogue", "hazards", "load", "pgloader", "prepare", "source", "target", "values", "verify",
 )  # fmt: skip
+ROTATION = "stackops/stackops/rotation"
 SELF_HOSTED = ("minio", "seaweedfs")
 S3_STORES = (*SELF_HOSTED, "s3")
 
@@ -78,7 +81,9 @@ def expected_files(answers: Answers) -> set[str]:
         files |= {"scripts/migrate.sh", "stackops/stackops/migrate.py"}
         files |= {f"stackops/stackops/migration/{name}.py" for name in MIGRATION}
     if backend == "postgres":
-        files |= {"postgres/initdb.d/10-mlflow.sh"}
+        files |= {"postgres/initdb.d/10-mlflow.sh", f"{ROTATION}/role.py"}
+    if backend == "managed" or store in ("s3", "azure", "gcs"):
+        files |= {f"{ROTATION}/given.py"}
     if store == "local":
         files |= {"stackops/stackops/stores/local.py"}
     if store in S3_STORES:
@@ -88,17 +93,17 @@ def expected_files(answers: Answers) -> set[str]:
     if store in ("azure", "gcs"):
         files |= {f"stackops/stackops/stores/{store}.py", *_locked(store)}
     if store in SELF_HOSTED:
-        files |= {"object-store/Dockerfile"}
+        files |= {"object-store/Dockerfile", f"{ROTATION}/pair.py"}
     if store == "minio":
         files |= {"object-store/init.sh", "object-store/policy.json"}
     if store == "seaweedfs":
-        files |= {"stackops/stackops/bucket.py"}
+        files |= {"stackops/stackops/bucket.py", f"{ROTATION}/keylist.py"}
     if answers["reverse_proxy"] == "nginx":
         files |= {"nginx/nginx.conf", "nginx/templates/mlflow.conf.template", "nginx/local.d/README.md"}
     if auth == "basic":
-        files |= {"stackops/stackops/htpasswd.py", *_locked("basic")}
+        files |= {"stackops/stackops/htpasswd.py", f"{ROTATION}/hash.py", *_locked("basic")}
     if auth == "mlflow":
-        files |= {"stackops/stackops/accounts.py", *_locked("auth")}
+        files |= {"stackops/stackops/accounts.py", f"{ROTATION}/account.py", *_locked("auth")}
     if (backend, store) == ("sqlite", "local"):
         files |= {"scripts/local.sh"}
     return files
@@ -111,7 +116,7 @@ def _locked(name: str) -> set[str]:
 # The parts of stackops that belong to one answer; everything else in it is its core and always there.
 STACKOPS_PARTS = re.compile(
     r"stackops/stackops/(backends|stores)/(?!__init__|relay)\w+\.py|stackops/stackops/"
-    r"((bucket|htpasswd|accounts|migrate)\.py|migration/\w+\.py)"
+    r"((bucket|htpasswd|accounts|migrate)\.py|migration/\w+\.py|rotation/(account|given|hash|keylist|pair|role)\.py)"
 )
 
 

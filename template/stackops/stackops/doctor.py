@@ -18,7 +18,8 @@ from stackops.diagnosis.facts import OK, SERIOUS, WARN, Facts, Finding, sections
 from stackops.errors import StackError, one_line
 
 HELP = "say what is wrong with this stack and what mends it; scripts/doctor.sh calls it"
-CHECKS = (*containers.CHECKS, *live.CHECKS, *files.CHECKS, *exposure.CHECKS)
+Check = Callable[[Facts], list[Finding] | None]
+CHECKS: tuple[Check, ...] = (*containers.CHECKS, *live.CHECKS, *files.CHECKS, *exposure.CHECKS)
 ORDER = (SERIOUS, WARN, OK)
 
 
@@ -29,18 +30,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", default="/stack", help="the stack's folder (default: /stack)")
 
 
-def examine(facts: Facts, checks: Sequence[Callable[[Facts], list[Finding]]] = CHECKS) -> list[Finding]:
-    """Run every check. One that finds nothing gives an `ok`; one that breaks off is a finding, no end."""
+def examine(facts: Facts, checks: Sequence[Check] = CHECKS) -> list[Finding]:
+    """Run every check. One without findings gives an `ok`; one that breaks off is a finding."""
     found = []
     for check in checks:
         name = check.__name__.replace("_", " ")
         try:
-            found += check(facts) or [
-                Finding(OK, name, one_line(check.__doc__ or name).split(". ")[0].rstrip("."))
-            ]
+            said = check(facts)
         except Exception as error:
             text = f"could not be checked ({type(error).__name__}: {one_line(error, 120)})"
-            found.append(Finding(WARN, name, text, "make status"))
+            said = [Finding(WARN, name, text, "make status")]
+        if said is not None:
+            found += said or [Finding(OK, name, one_line(check.__doc__ or name).split(". ")[0].rstrip("."))]
     return sorted(found, key=lambda one: ORDER.index(one.level))
 
 

@@ -148,11 +148,14 @@ def certificate_ends(path: Path) -> list[datetime]:
         return []
 
 
-def certificates(facts: Facts) -> list[Finding]:
+def certificates(facts: Facts) -> list[Finding] | None:
     """No certificate in secrets/ has ended or ends soon."""
     found, now = [], datetime.fromtimestamp(facts.now, UTC)
-    for path in sorted((facts.folder / "secrets").glob("*.pem")):
-        if not (ends := certificate_ends(path)):
+    known = {path: certificate_ends(path) for path in sorted((facts.folder / "secrets").glob("*.pem"))}
+    if not any(known.values()):
+        return None
+    for path, ends in known.items():
+        if not ends:
             continue
         left = min(ends) - now
         if left < timedelta(days=30):
@@ -167,14 +170,16 @@ def certificates(facts: Facts) -> list[Finding]:
     return found
 
 
-def drift(facts: Facts) -> list[Finding]:
+def drift(facts: Facts) -> list[Finding] | None:
     """The template has no newer release; known only if `make doctor UPDATES=1` asked for it."""
     versions = [
         tuple(map(int, v))
         for v in re.findall(r"refs/tags/v(\d+)\.(\d+)\.(\d+)$", facts.text("releases"), re.M)
     ]
     mine = re.match(r"v(\d+)\.(\d+)\.(\d+)", facts.answer("_commit"))
-    if not versions or not mine or max(versions) <= tuple(map(int, mine.groups())):
+    if not versions or not mine:
+        return None
+    if max(versions) <= tuple(map(int, mine.groups())):
         return []
     newest = ".".join(map(str, max(versions)))
     return [

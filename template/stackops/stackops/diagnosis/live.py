@@ -36,15 +36,19 @@ def collect(env: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
-def readiness(facts: Facts) -> list[Finding]:
+def readiness(facts: Facts) -> list[Finding] | None:
     """The server can work."""
+    if not facts.live:
+        return None
     if said := facts.live.get("ready"):
         return [Finding(SERIOUS, "readiness", f"the server is not ready: {said}", "make up")]
     return []
 
 
-def disks(facts: Facts) -> list[Finding]:
+def disks(facts: Facts) -> list[Finding] | None:
     """There is room where the stack writes: in volumes, which the engine keeps in its own folder."""
+    if not facts.live:
+        return None
     found = []
     for path, (free, size) in facts.live.get("disks", {}).items():
         if free < FULL or free < size * NEARLY:
@@ -58,9 +62,10 @@ def disks(facts: Facts) -> list[Finding]:
     return found
 
 
-def clocks(facts: Facts) -> list[Finding]:
+def clocks(facts: Facts) -> list[Finding] | None:
     """This machine, the containers, the database and the store agree about the time."""
-    live = facts.live
+    if not (live := facts.live):
+        return None
     asked = {"the database": live.get("database", {}).get("skew"), **live.get("clocks", {})}
     if (host := facts.text("time").strip()) and live.get("time"):
         asked["this machine"] = float(host) - live["time"]
@@ -74,12 +79,12 @@ def clocks(facts: Facts) -> list[Finding]:
     return found
 
 
-def connections(facts: Facts) -> list[Finding]:
+def connections(facts: Facts) -> list[Finding] | None:
     """The database has connections to spare, and the server does not count on more than there are."""
     signs = facts.live.get("database", {})
     used, limit, planned = (signs.get(name) for name in ("connections", "max_connections", "planned"))
     if not limit:
-        return []
+        return None
     if used > 0.9 * limit:
         text = f"{used} of the database's {limit} connections are in use"
         return [
@@ -103,9 +108,12 @@ def connections(facts: Facts) -> list[Finding]:
     return []
 
 
-def size(facts: Facts) -> list[Finding]:
+def size(facts: Facts) -> list[Finding] | None:
     """A database that is one file has not grown beyond what one writer at a time copes with."""
-    if (length := facts.live.get("database", {}).get("file", 0)) > 4 << 30:
+    length = facts.live.get("database", {}).get("file")
+    if length is None:
+        return None
+    if length > 4 << 30:
         text = f"the database file has {length >> 20} MiB: searches become slow"
         return [
             Finding(
