@@ -135,7 +135,7 @@ FAULTS = [
     ),
     (
         containers.states,
-        lambda p: first(p, Health={"Status": "healthy", "Log": [{"ExitCode": 1, "Output": "gap"}, {"ExitCode": 0}]}),
+        lambda p: first(p, Health={"Status": "healthy", "Log": [{"ExitCode": 0}, {"ExitCode": 1, "Output": "gap"}]}),
         WARN,
         "was not ready for 1 of its last health checks: gap",
         "make logs",
@@ -298,6 +298,11 @@ def test_https_in_front_or_by_the_stack(plant):
     assert [one.level for one in exposure.http_outside(plant.facts())] == [WARN]
     plant.sections["answers"] = "tls: files\n"
     assert exposure.http_outside(plant.facts()) == []
+
+
+def test_health_checks_that_fail_at_the_start_are_no_gap(plant):
+    first(plant, Health={"Status": "healthy", "Log": [{"ExitCode": 1, "Output": "starting"}, {"ExitCode": 0}]})
+    assert containers.states(plant.facts()) == []
 
 
 def test_a_failed_job_and_a_done_one(plant):

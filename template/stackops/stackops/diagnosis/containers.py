@@ -2,7 +2,9 @@
 
 import filecmp
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from stackops.diagnosis.facts import SERIOUS, WARN, Facts, Finding, service_of
 
@@ -74,9 +76,7 @@ def states(facts: Facts) -> list[Finding]:
         elif container.get("RestartCount", 0) >= RESTARTS:
             text = f"{service} was restarted {container['RestartCount']} times"
             found.append(Finding(WARN, "containers", text, logs))
-        elif failed := [
-            check for check in (state.get("Health") or {}).get("Log") or () if check.get("ExitCode")
-        ]:
+        elif failed := gaps((state.get("Health") or {}).get("Log") or ()):
             text = f"{service} was not ready for {len(failed)} of its last health checks: {_last(state)}"
             found.append(Finding(WARN, "containers", text, logs))
     missing = [
@@ -88,6 +88,12 @@ def states(facts: Facts) -> list[Finding]:
         word = "the stack does not run" if not seen else f"{', '.join(missing)}: no container"
         found.append(Finding(SERIOUS, "containers", word, "make up"))
     return found
+
+
+def gaps(log: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the failed health checks of a container that had been well: at its start they may fail."""
+    well = next((number for number, one in enumerate(log) if not one.get("ExitCode")), len(log))
+    return [one for one in log[well:] if one.get("ExitCode")]
 
 
 def _last(state: dict) -> str:
