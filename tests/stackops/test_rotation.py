@@ -1,5 +1,6 @@
 """`stackops rotate`: what it chooses, what a crash leaves, and what is stored encrypted in the database."""
 
+import io
 import json
 import os
 
@@ -122,6 +123,19 @@ def test_after_a_replacement_only_that_is_finished(folder):
     assert (folder.before("admin_password"), folder.text("admin_password")) == ("a" * 24, "b" * 24)
     folder.put_back("admin_password")
     assert folder.text("admin_password") == "a" * 24 and not folder.old("admin_password").exists()
+
+
+def test_only_what_others_issue_is_put_back(folder, monkeypatch):
+    """The rest of the stack follows the other new secrets: it must never meet the old ones again."""
+    (folder.folder / "azure_connection_string").write_text("old")
+    monkeypatch.setattr("sys.stdin", io.StringIO("new\n"))
+    todo = [s for s in rotate.table(ROWS) if s.name in ("azure_connection_string", "admin_password")]
+    rotate.propose(folder, todo)
+    rotate.switch(folder, todo, print)
+    new = folder.text("admin_password")
+    assert folder.text("azure_connection_string") == "new"
+    rotate.put_back(folder, todo, print)
+    assert (folder.text("azure_connection_string"), folder.text("admin_password")) == ("old", new)
 
 
 def test_new_files_are_private_and_never_empty(folder):

@@ -126,6 +126,14 @@ def prove(files: Files, todo: Sequence[Secret], say: Callable[[str], None]) -> N
     say(f"proved: {len(todo)} new secrets work, the old ones are refused and deleted")
 
 
+def put_back(files: Files, todo: Sequence[Secret], say: Callable[[str], None]) -> None:
+    """Put what others issue into force as it was: nothing else of the stack knows of it, so that is all."""
+    for secret in todo:
+        if secret.kind == GIVEN:
+            files.put_back(secret.name)
+            say(f"{secret.name}: as it was")
+
+
 def run(args: argparse.Namespace) -> None:
     """Do one step. Raises StackError."""
     os.environ["SECRETS_DIR"] = args.folder
@@ -146,6 +154,4 @@ def run(args: argparse.Namespace) -> None:
     elif args.step == "prove":
         prove(files, todo, say)
     else:
-        for secret in todo:
-            files.put_back(secret.name)
-        say("the secrets are as they were")
+        put_back(files, todo, say)
