@@ -42,6 +42,16 @@ WATCHED: dict[str, tuple[str, ...]] = {
         "template/nginx/*",
         "extensions/compose/*",
     ),
+    "tests/e2e/test_rotate_secrets.py": (
+        "template/stackops/stackops/rotat*",
+        "template/stackops/stackops/doctor.py",
+        "template/stackops/stackops/diagnosis/*",
+        "template/scripts/rotate-secrets.sh.jinja",
+        "template/scripts/doctor.sh.jinja",
+        "template/scripts/init.sh.jinja",
+        "template/object-store/init.sh.jinja",
+        "extensions/questions/derived.yml",
+    ),
     "tests/e2e/test_big_files.py::test_2_gib": (
         "template/stackops/stackops/app.py",
         "template/stackops/stackops/stores/*",

@@ -50,9 +50,11 @@ ALWAYS = {
     "mlflow/requirements/transfer.in",
     "mlflow/requirements/transfer.txt",
     "scripts/artifacts-move.sh",
+    "scripts/doctor.sh",
     "scripts/eject.sh",
     "scripts/init.sh",
     "scripts/lint.sh",
+    "scripts/rotate-secrets.sh",
     "scripts/up.sh",
     "scripts/update.sh",
     "scripts/url.sh",
@@ -65,6 +67,7 @@ ALWAYS = {
 MIGRATION = (
     "__init__", "catalogue", "hazards", "load", "pgloader", "prepare", "source", "target", "values", "verify",
 )  # fmt: skip
+ROTATION = "stackops/stackops/rotation"
 SELF_HOSTED = ("minio", "seaweedfs")
 S3_STORES = (*SELF_HOSTED, "s3")
 
@@ -81,7 +84,9 @@ def expected_files(answers: Answers) -> set[str]:
         files |= {"scripts/migrate.sh", "stackops/stackops/migrate.py"}
         files |= {f"stackops/stackops/migration/{name}.py" for name in MIGRATION}
     if backend == "postgres":
-        files |= {"postgres/initdb.d/10-mlflow.sh"}
+        files |= {"postgres/initdb.d/10-mlflow.sh", f"{ROTATION}/role.py"}
+    if backend == "managed" or store in ("s3", "azure", "gcs"):
+        files |= {f"{ROTATION}/given.py"}
     if store == "local":
         files |= {"stackops/stackops/stores/local.py"}
     if store in S3_STORES:
@@ -91,19 +96,21 @@ def expected_files(answers: Answers) -> set[str]:
     if store in ("azure", "gcs"):
         files |= {f"stackops/stackops/stores/{store}.py", *_locked(store)}
     if store in SELF_HOSTED:
-        files |= {"object-store/Dockerfile"}
+        files |= {"object-store/Dockerfile", f"{ROTATION}/pair.py"}
     if store == "minio":
         files |= {"object-store/init.sh", "object-store/policy.json"}
     if store == "seaweedfs":
-        files |= {"stackops/stackops/bucket.py"}
+        files |= {"stackops/stackops/bucket.py", f"{ROTATION}/keylist.py"}
     if answers["reverse_proxy"] == "nginx":
         files |= {"nginx/nginx.conf", "nginx/templates/mlflow.conf.template", "nginx/local.d/README.md"}
     if auth in ("basic", "mlflow"):
         files |= {"scripts/users.sh", *(f"stackops/stackops/{name}.py" for name in ("user", "limiter"))}
     if auth == "basic":
         files |= {*(f"stackops/stackops/{name}.py" for name in ("htpasswd", "login")), *_locked("basic")}
+        files |= {f"{ROTATION}/hash.py"}
     if auth == "mlflow":
         files |= {*(f"stackops/stackops/{name}.py" for name in ("accounts", "guard", "grant")), *_locked("auth")}
+        files |= {f"{ROTATION}/account.py"}
     if (backend, store) == ("sqlite", "local"):
         files |= {"scripts/local.sh"}
     return files
@@ -116,7 +123,8 @@ def _locked(name: str) -> set[str]:
 # The parts of stackops that belong to one answer; everything else in it is its core and always there.
 STACKOPS_PARTS = re.compile(
     r"stackops/stackops/(backends|stores)/(?!__init__|relay)\w+\.py|stackops/stackops/"
-    r"((bucket|user|limiter|htpasswd|login|accounts|guard|grant|migrate)\.py|migration/\w+\.py)"
+    r"((bucket|user|limiter|htpasswd|login|accounts|guard|grant|migrate)\.py|migration/\w+\.py|"
+    r"rotation/(account|given|hash|keylist|pair|role)\.py)"
 )
 
 

@@ -102,7 +102,7 @@ def test_a_small_stack_has_only_its_commands(tmp_path):
         return subprocess.run(command, env={"PYTHONPATH": str(tmp_path), **env}, capture_output=True, text=True)
 
     text = stackops("--help").stdout
-    assert re.findall(r"^    (\w+) ", text, re.M) == ["check", "prepare", "prove", "ready", "serve"]
+    assert re.findall(r"^    (\w+) ", text, re.M) == ["check", "doctor", "prepare", "prove", "ready", "rotate", "serve"]
     gone = stackops("user", "list")
     assert gone.returncode == 2 and "invalid choice" in gone.stderr
     other = stackops("prepare", STACK_BACKEND="postgres")

@@ -12,6 +12,8 @@ Every module offers the same functions:
     Environment variables for the server.
 `wait(env, seconds)`
     Returns when the database lets us in and may be used; raises StackError otherwise.
+`vital_signs(env)`
+    What `stackops doctor` wants to know of the database.
 `exclusive(env)`
     Context manager: only one process at a time changes the schema.
 """

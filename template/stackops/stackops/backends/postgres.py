@@ -179,6 +179,22 @@ def wait(env: Mapping[str, str], seconds: float) -> None:
         raise StackError(f"{where}: role {user} may not create tables; make it the database's owner")
 
 
+def vital_signs(env: Mapping[str, str]) -> dict[str, float]:
+    """Return how many seconds the database's clock is ahead, and its connections: used, most, planned.
+
+    Not every role may see the connections of others; then they are only its own.
+    """
+    with closing(connect(env)) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT extract(epoch FROM clock_timestamp())::float, "
+            "(SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'), "
+            "current_setting('max_connections')::int"
+        )
+        now, used, limit = cursor.fetchone()
+        skew = now - time.time()
+    return {"skew": skew, "connections": used, "max_connections": limit, "planned": max_connections(env)}
+
+
 @contextmanager
 def exclusive(env: Mapping[str, str]) -> Iterator[None]:
     """Hold an advisory lock while the schema changes; others wait for at most 15 minutes.

@@ -61,6 +61,11 @@ def wait(env: Mapping[str, str], seconds: float) -> None:
         raise StackError(f"{path.parent} cannot hold an SQLite database in WAL mode; use a local disk")
 
 
+def vital_signs(env: Mapping[str, str]) -> dict[str, float]:
+    """Return the size of the file in bytes."""
+    return {"file": database(env).stat().st_size}
+
+
 @contextmanager
 def exclusive(env: Mapping[str, str]) -> Iterator[None]:
     """Hold a lock file while the schema changes; others wait."""

@@ -8,6 +8,8 @@ Every module offers the same functions:
     Environment variables with which MLflow's client for this store finds its credentials.
 `probe(env, name)`
     Writes, reads and deletes one small object called `name`; raises StackError with the cause.
+`clock(env)` (optional)
+    What the store's clock says, in seconds since 1970.
 `settle()` (optional)
     Adjusts this process's client library before MLflow uses it.
 

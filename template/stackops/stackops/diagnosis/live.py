@@ -1,0 +1,129 @@
+"""What only the running server knows: its disk, its database, its store, and what their clocks say."""
+
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from stackops import ready, settings
+from stackops.diagnosis.facts import SERIOUS, WARN, Facts, Finding
+from stackops.errors import StackError, one_line
+
+DISKS = {"/data": "data", "/var/tmp": "artifacts on their way"}
+FULL, NEARLY = 1 << 30, 0.10
+SKEW, TOO_MUCH = 5, 300
+
+
+def collect(env: Mapping[str, str]) -> dict[str, Any]:
+    """Return the facts. A part that does not answer is left out: readiness says so."""
+    found: dict[str, Any] = {"time": time.time(), "disks": {}, "clocks": {}, "database": {}}
+    for path in DISKS:
+        with suppress(OSError):
+            disk = os.statvfs(path)
+            found["disks"][path] = [disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize]
+    password = settings.secrets(env).read("admin_password") if env.get("STACK_AUTH") == "mlflow" else ""
+    try:
+        ready.check(f"http://127.0.0.1:{settings.port(env)}", password, ready.TRY)
+        found["ready"] = ""
+    except StackError as error:
+        found["ready"] = one_line(error).removeprefix("not ready: ")
+    with suppress(Exception):
+        found["database"] = settings.backend(env).vital_signs(env)
+    with suppress(Exception):
+        if ask := getattr(settings.store(env), "clock", None):
+            found["clocks"]["the artifact store"] = ask(env) - time.time()
+    return found
+
+
+def readiness(facts: Facts) -> list[Finding] | None:
+    """The server can work."""
+    if not facts.live:
+        return None
+    if said := facts.live.get("ready"):
+        return [Finding(SERIOUS, "readiness", f"the server is not ready: {said}", "make up")]
+    return []
+
+
+def disks(facts: Facts) -> list[Finding] | None:
+    """There is room where the stack writes: in volumes, which the engine keeps in its own folder."""
+    if not facts.live:
+        return None
+    found = []
+    for path, (free, size) in facts.live.get("disks", {}).items():
+        if free < FULL or free < size * NEARLY:
+            text = f"{free >> 20} MiB of {size >> 20} MiB are free where {path} is ({DISKS.get(path, path)})"
+            level = SERIOUS if free < FULL else WARN
+            found.append(
+                Finding(
+                    level, "disk", text, "docker system df   # then: docker image prune, or a larger disk"
+                )
+            )
+    return found
+
+
+def clocks(facts: Facts) -> list[Finding] | None:
+    """This machine, the containers, the database and the store agree about the time."""
+    if not (live := facts.live):
+        return None
+    asked = {"the database": live.get("database", {}).get("skew"), **live.get("clocks", {})}
+    if (host := facts.text("time").strip()) and live.get("time"):
+        asked["this machine"] = float(host) - live["time"]
+    found = []
+    for who, skew in asked.items():
+        # Between two looks some seconds pass: the first waits for nobody.
+        if skew is not None and abs(skew) > (2 * SKEW if who == "this machine" else SKEW):
+            text = f"the clock of {who} differs by {abs(skew):.0f} s from that of the server"
+            level = SERIOUS if abs(skew) > TOO_MUCH else WARN
+            found.append(Finding(level, "clock", text, "sudo timedatectl set-ntp true"))
+    return found
+
+
+def connections(facts: Facts) -> list[Finding] | None:
+    """The database has connections to spare, and the server does not count on more than there are."""
+    signs = facts.live.get("database", {})
+    used, limit, planned = (signs.get(name) for name in ("connections", "max_connections", "planned"))
+    if not limit:
+        return None
+    if used > 0.9 * limit:
+        text = f"{used} of the database's {limit} connections are in use"
+        return [
+            Finding(
+                SERIOUS,
+                "database",
+                text,
+                "grep -n CONNECTIONS .env.example   # raise it in .env, then make up",
+            )
+        ]
+    if planned and planned > limit:
+        text = f"the server may open {planned} connections, and the database has {limit}"
+        return [
+            Finding(
+                SERIOUS,
+                "database",
+                text,
+                "grep -n CONNECTIONS .env.example   # lower it in .env, then make up",
+            )
+        ]
+    return []
+
+
+def size(facts: Facts) -> list[Finding] | None:
+    """A database that is one file has not grown beyond what one writer at a time copes with."""
+    length = facts.live.get("database", {}).get("file")
+    if length is None:
+        return None
+    if length > 4 << 30:
+        text = f"the database file has {length >> 20} MiB: searches become slow"
+        return [
+            Finding(
+                WARN,
+                "database",
+                text,
+                "docker compose exec mlflow mlflow gc   # or move to a database server",
+            )
+        ]
+    return []
+
+
+CHECKS = (readiness, disks, clocks, connections, size)

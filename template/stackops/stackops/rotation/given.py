@@ -1,0 +1,10 @@
+"""A secret that others issue: it comes by standard input. The stack's start shows whether it works."""
+
+import sys
+
+from stackops.rotation.files import Files
+
+
+def propose(name: str, files: Files) -> str:
+    """Return what standard input says."""
+    return sys.stdin.read()
