@@ -20,7 +20,9 @@ GIVEN = {
     "db_ca.pem",
     "gcs_credentials.json",
 }
-NOT_NAMED = {"db_ca.pem"}
+NOT_NAMED = {"db_ca.pem", "tls_ca.pem"}
+# Signs, and no container needs it.
+HELD_BACK = {"tls_ca.key"}
 # Made by 'make up', in the image.
 LATER = {"htpasswd"}
 
@@ -28,7 +30,9 @@ LATER = {"htpasswd"}
 def given(tree: Tree) -> set[str]:
     """Return the secrets of this stack that 'make init' cannot make."""
     mine = {"db_password"} if tree.answers["backend"] == "managed" else set()
-    return GIVEN | mine | ({"s3_credentials"} if tree.answers["artifact_store"] == "s3" else set())
+    mine |= {"s3_credentials"} if tree.answers["artifact_store"] == "s3" else set()
+    mine |= {"files": {"tls.pem", "tls.key", "tls_ca.pem"}, "acme": {"tls_ca.pem"}}.get(tree.answers["tls"], set())
+    return GIVEN | mine
 
 
 def init(stack: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -68,8 +72,9 @@ def faults_of_init(tree: Tree, stack: Path) -> list[str]:
         if body["file"].removeprefix("./") != f"secrets/{name}"
     ]
     made = {path.name for path in secrets.iterdir()}
-    if made != set(declared) - LATER:
-        found.append(f"made and not declared, or declared and not made: {sorted(made ^ (set(declared) - LATER))}")
+    wanted = set(declared) - LATER | (HELD_BACK if tree.answers["tls"] == "self-signed" else set())
+    if made != wanted:
+        found.append(f"made and not declared, or declared and not made: {sorted(made ^ wanted)}")
     if stat.S_IMODE(secrets.stat().st_mode) != 0o700:
         found.append("secrets/ is open to others")
     for path in [stack / ".env", *secrets.iterdir()]:
