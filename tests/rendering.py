@@ -87,8 +87,8 @@ def shortcuts() -> Iterator[None]:
     """Let Copier do once what it would do anew for each rendering of one template into a folder without git.
 
     Templates are compiled once (the key holds all that decides what the compiler makes), and copier.yml is read once.
-    Git is neither asked for each file whether it ignores file modes nor whether the template is a repository. The name of
-    the answers file, and every name without a brace, is not rendered again. tests/test_rendering.py proves that the
+    Git is neither asked for each file whether it ignores file modes nor whether the template is a repository. The name
+    of the answers file, and every name without a brace, is not rendered again. tests/test_rendering.py proves that the
     output is the same; together this is many times as fast.
     """
     compiled: dict[tuple[Any, ...], Any] = {}
