@@ -13,7 +13,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Two questions without choices that change what is rendered: their values here.
+# Two questions without choices that change what is rendered: their values here. They only put a word into places that
+# the choices decide, so each combination of choices has one of each, and all of them have both.
 PREFIXES = ("", "/mlflow")
 DOMAINS = ("localhost", "mlflow.example.com")
 
@@ -41,19 +42,41 @@ REFUSED: tuple[tuple[dict[str, str], str], ...] = (
         (
             {"artifact_store": store, "artifact_access": "presigned", "reverse_proxy": "none"},
             "artifact_access=presigned with a store in this stack needs a reverse proxy, because the proxy publishes "
-            "the store under the name that the server signs; choose reverse_proxy=nginx, or artifact_access=proxied.",
+            "the store under the name that the server signs; choose reverse_proxy=nginx or caddy, or "
+            "artifact_access=proxied.",
         )
         for store in ("seaweedfs", "minio")
     ),
     (
         {"reverse_proxy": "none", "auth": "basic"},
         "auth=basic needs a reverse proxy, because the proxy asks for the password; "
-        "choose reverse_proxy=nginx, or auth=mlflow.",
+        "choose reverse_proxy=nginx or caddy, or auth=mlflow.",
     ),
     (
         {"reverse_proxy": "none", "url_prefix": "/mlflow"},
         "url_prefix needs a reverse proxy, because the proxy strips the prefix; "
-        "choose reverse_proxy=nginx, or leave url_prefix empty.",
+        "choose reverse_proxy=nginx or caddy, or leave url_prefix empty.",
+    ),
+    *(
+        (
+            {"reverse_proxy": "none", "tls": tls},
+            f"tls={tls} needs a reverse proxy, because the proxy holds the certificate; "
+            "choose reverse_proxy=nginx or caddy, or tls=none.",
+        )
+        for tls in ("self-signed", "files")
+    ),
+    *(
+        (
+            {"reverse_proxy": proxy, "tls": "acme"},
+            "tls=acme needs reverse_proxy=caddy, because Caddy gets and renews the certificate; "
+            "choose reverse_proxy=caddy, or tls=files.",
+        )
+        for proxy in ("none", "nginx")
+    ),
+    (
+        {"domain": "localhost", "tls": "acme"},
+        "tls=acme needs a public host name, because no authority certifies localhost; "
+        "set domain, or choose tls=self-signed.",
     ),
 )
 
@@ -99,19 +122,21 @@ def refusal(answers: Answers) -> str | None:
 def name_of(answers: Answers) -> str:
     """Return a short readable name, e.g. 'postgres-seaweedfs-proxied-nginx-basic-prefix'."""
     parts = [answers[name] for name in ("backend", "artifact_store", "artifact_access", "reverse_proxy", "auth")]
-    return "-".join([*parts, "prefix"] if answers["url_prefix"] else parts)
+    parts += [answers["tls"]] if answers.get("tls", "none") != "none" else []
+    return "-".join([*parts, "prefix"] if answers.get("url_prefix") else parts)
 
 
 def every_product() -> list[Answers]:
     """Return the product of all choices, also of those that are refused."""
-    names = ("backend", "artifact_store", "artifact_access", "reverse_proxy", "auth")
+    names = ("backend", "artifact_store", "artifact_access", "reverse_proxy", "auth", "tls")
     found = []
-    for values in itertools.product(*(choices(name) for name in names), PREFIXES):
-        answers: Answers = {"project_name": "demo-stack", **dict(zip((*names, "url_prefix"), values, strict=True))}
+    for values in itertools.product(*(choices(name) for name in names)):
+        answers: Answers = {"project_name": "demo-stack", **dict(zip(names, values, strict=True))}
         # Either domain, decided by the name, so that it is the same in every run and tied to no other answer.
         number = zlib.crc32(name_of(answers).encode())
-        answers["domain"] = DOMAINS[number % len(DOMAINS)]
-        # Likewise a host name of its own for a store that the proxy publishes.
+        answers["domain"] = DOMAINS[number % len(DOMAINS)] if answers["tls"] != "acme" else DOMAINS[1]
+        # Likewise a prefix, where a proxy can strip it, and a host name of its own for a store that it publishes.
+        answers["url_prefix"] = PREFIXES[number // 4 % 2] if answers["reverse_proxy"] != "none" else ""
         if (
             answers["artifact_store"] in ("seaweedfs", "minio")
             and answers["artifact_access"] != "proxied"

@@ -105,6 +105,10 @@ def expected_files(answers: Answers) -> set[str]:
         files |= {"nginx/nginx.conf", "nginx/templates/mlflow.conf.template", "nginx/local.d/README.md"}
     if auth in ("basic", "mlflow"):
         files |= {"scripts/users.sh", *(f"stackops/stackops/{name}.py" for name in ("user", "limiter"))}
+    if answers["reverse_proxy"] == "caddy":
+        files |= {"caddy/Caddyfile", "caddy/Dockerfile", "caddy/local.d/README.md"}
+    if answers["tls"] == "self-signed":
+        files |= {"scripts/certificate.sh"}
     if auth == "basic":
         files |= {*(f"stackops/stackops/{name}.py" for name in ("htpasswd", "login")), *_locked("basic")}
         files |= {f"{ROTATION}/hash.py"}
@@ -288,6 +292,14 @@ WORDS: dict[str, tuple[Callable[[Answers], bool], str]] = {
     ),
     "a way past the server": (lambda a: a["artifact_access"] != "proxied", r"artifacts go straight"),
     "nginx": (lambda a: a["reverse_proxy"] == "nginx", r"nginx"),
+    "Caddy": (lambda a: a["reverse_proxy"] == "caddy", r"caddy"),
+    "a certificate": (lambda a: a["tls"] != "none", r"HTTPS_PORT|tls_ca\.pem|\b8443\b"),
+    "a certificate of our own making": (
+        lambda a: a["tls"] == "self-signed",
+        r"openssl is not installed|certificate\.sh",
+    ),
+    "a certificate that was brought": (lambda a: a["tls"] == "files", r"secrets/tls\.(pem|key) is empty"),
+    "a certificate from an authority": (lambda a: a["tls"] == "acme", r"\bacme\b|ACME_|caddy-data"),
     "a prefix": (lambda a: bool(a["url_prefix"]), r"X-Forwarded-Prefix|strips the prefix"),
     "the proxy's login": (lambda a: a["auth"] == "basic", r"htpasswd|auth_request|libpass"),
     "MLflow's login": (lambda a: a["auth"] == "mlflow", r"flask[_-](secret|wtf)|accounts\.py|users and permissions"),
@@ -423,9 +435,9 @@ def without_settings(text: str) -> str:
     """Return what a Compose text means when no variable is set."""
     while (start := text.rfind("${")) >= 0:  # the innermost one first
         end = text.index("}", start)
-        match = re.fullmatch(r"\w+(?::?[-?+](.*))?", text[start + 2 : end])
+        match = re.fullmatch(r"\w+(?::?([-?+])(.*))?", text[start + 2 : end])
         assert match, text
-        text = text[:start] + (match[1] or "") + text[end + 1 :]
+        text = text[:start] + (match[2] if match[1] in ("-", "?") else "") + text[end + 1 :]
     return text
 
 
@@ -525,9 +537,13 @@ def _make_calls(text: str) -> tuple[str, ...]:
 
 # Made by 'make init' or by the owner of the stack, or by running it; and paths inside the containers.
 OWNED = re.compile(
-    r"\.env|\.venv|secrets/|compose\.override\.yaml|local\.mk|nginx/local\.d/\*\.conf"
+    r"\.env|\.venv|secrets/|compose\.override\.yaml|local\.mk|nginx/local\.d/\*\.conf|caddy/local\.d/\*\.caddy"
     r"|\./data|backups/|/data/.*|data/.*"
 )
+
+# What clients set for themselves, and the file of secrets/ that no container sees.
+OF_CLIENTS = {"MLFLOW_TRACKING_SERVER_CERT_PATH", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE"}
+NO_CONTAINERS = {"tls_ca.key"}
 
 
 def readme_names(tree: Tree) -> list[str]:
@@ -536,7 +552,7 @@ def readme_names(tree: Tree) -> list[str]:
     found = []
     for quoted in re.findall(r"`([^`\n]+)`", readme):
         if secret := re.fullmatch(r"(?:\./)?secrets/([\w.]+)", quoted):
-            found += [f"README.md: there is no {quoted}"] * (secret[1] not in model["secrets"])
+            found += [f"README.md: there is no {quoted}"] * (secret[1] not in {*model["secrets"], *NO_CONTAINERS})
         elif volume := re.fullmatch(re.escape(model["name"]) + r"_([\w-]+)", quoted):
             found += [f"README.md: there is no volume {quoted}"] * (volume[1] not in model["volumes"])
         elif re.fullmatch(r"(\.[a-z][\w.-]*|[\w./*-]+/[\w.*-]*|[\w-]+\.(yaml|yml|md|mk|txt|sh|conf))", quoted):
@@ -544,9 +560,9 @@ def readme_names(tree: Tree) -> list[str]:
             found += [f"README.md: there is no {quoted}"] * (not exists and not OWNED.fullmatch(quoted))
         elif re.fullmatch(r"[A-Z][A-Z0-9_]{3,}", quoted):
             found += [f"README.md: {quoted} is no setting"] * (
-                not re.search(rf"(?m)^#?{quoted}=", tree.files[".env.example"])
+                quoted not in OF_CLIENTS and not re.search(rf"(?m)^#?{quoted}=", tree.files[".env.example"])
             )
-    for secret in re.findall(r"secrets/([\w.]+\w)", readme):
+    for secret in set(re.findall(r"secrets/([\w.]+\w)", readme)) - NO_CONTAINERS:
         found += [f"README.md: there is no secrets/{secret}"] * (secret not in model["secrets"])
     diagram = re.findall(r"(?s)```mermaid\n(.*?)```", readme)
     if len(diagram) != 1:
@@ -690,8 +706,10 @@ ASKED = {
     "reverse_proxy",
     "domain",
     "url_prefix",
+    "tls",
     "auth",
     "http_port",
+    "https_port",
 }
 
 CHECKS: tuple[Check, ...] = (

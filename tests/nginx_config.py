@@ -6,6 +6,7 @@ import subprocess
 import uuid
 from pathlib import Path
 
+from caddy_config import certificate
 from compose_model import Model
 from rendering import Tree
 
@@ -45,14 +46,20 @@ def nginx_faults(models: list[tuple[Tree, Model]], scratch: Path) -> list[tuple[
         environment = {key: value for key, value in service["environment"].items() if key.startswith("NGINX_")}
         cases.setdefault(json.dumps([texts, environment], sort_keys=True), tree)
     for number, (case, tree) in enumerate(cases.items()):
-        folder = scratch / f"{number:03}"
+        folder = scratch / "cases" / f"{number:03}"
         shutil.copytree(tree.root / "nginx", folder / "nginx")
         environment = json.loads(case)[1]
         (folder / "environment").write_text(" ".join(f"{key}={value}" for key, value in environment.items()))
     assert cases, "no stack has nginx"
+    (secrets := scratch / "secrets").mkdir(parents=True)
+    certificate(secrets)
     command = ["docker", "run", "--rm", f"--name=mlflow-stack-test-nginx-{uuid.uuid4().hex[:8]}", "--network=none"]
-    command += ["--add-host=mlflow:127.0.0.1", "--add-host=object-store:127.0.0.1", f"--volume={scratch}:/cases:ro"]
-    command += ["--entrypoint=sh", image, "-c", SCRIPT]
+    command += [
+        "--add-host=mlflow:127.0.0.1",
+        "--add-host=object-store:127.0.0.1",
+        f"--volume={scratch}/cases:/cases:ro",
+    ]
+    command += [f"--volume={secrets}:/run/secrets:ro", "--entrypoint=sh", image, "-c", SCRIPT]
     done = subprocess.run(command, capture_output=True, text=True)
     lines = done.stdout.splitlines()
     assert done.returncode == 0 and lines and lines.pop() == "tested", done.stdout + done.stderr

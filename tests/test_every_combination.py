@@ -4,6 +4,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import caddy_config
 import compose_model
 import invariants
 import linters
@@ -52,6 +53,12 @@ def test_nginx_accepts_its_configuration(models: list[tuple[Tree, compose_model.
     """`nginx -t`, after the image's own entrypoint has filled in the settings."""
     needs.engine()
     assert_none(nginx_config.nginx_faults(models, tmp_path))
+
+
+def test_caddy_accepts_its_configuration(models: list[tuple[Tree, compose_model.Model]], tmp_path: Path) -> None:
+    """`caddy validate`, and `caddy fmt` would change nothing."""
+    needs.engine()
+    assert_none(caddy_config.caddy_faults(models, tmp_path))
 
 
 @pytest.mark.parametrize(

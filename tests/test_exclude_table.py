@@ -84,9 +84,8 @@ def test_included_files_hold_one_document_each() -> None:
 def test_every_choice_changes_the_stack(trees: list[Tree]) -> None:
     """No value of a choice is dead: exchanging it for another changes what is rendered, not only the answers."""
     by_answers = {_key(tree.answers): tree for tree in trees}
-    for question in ("backend", "artifact_store", "artifact_access", "reverse_proxy", "auth", "url_prefix"):
-        values = choices(question) if question != "url_prefix" else ["", "/mlflow"]
-        for one, other in itertools.combinations(values, 2):
+    for question in ("backend", "artifact_store", "artifact_access", "reverse_proxy", "auth", "tls"):
+        for one, other in itertools.combinations(choices(question), 2):
             pairs = [
                 (by_answers.get(_key(answers | {question: one})), by_answers.get(_key(answers | {question: other})))
                 for answers in every_product()
@@ -108,6 +107,6 @@ def _without_answers(tree: Tree) -> dict[str, str]:
 def test_purpose_is_only_a_default(template: Path, tmp_path: Path, trees: list[Tree]) -> None:
     """With the same answers, the purpose changes nothing but its own line."""
     for purpose in choices("purpose"):
-        answers = trees[-1].answers | {"purpose": purpose, "http_port": 8080}
+        answers = trees[-1].answers | {"purpose": purpose}
         tree = read_tree(render(template, tmp_path / purpose / "demo-stack", answers), answers)
         assert _without_answers(tree) == _without_answers(trees[-1])

@@ -1,4 +1,4 @@
-"""Eight named stacks as real files under tests/golden/: a review shows what a change does to what users get.
+"""Named stacks as real files under tests/golden/: a review shows what a change does to what users get.
 
 After a change that is meant: `pytest tests/test_golden.py --golden-update` (or `make golden`), and read the diff.
 """
@@ -44,6 +44,23 @@ SCENARIOS: dict[str, Answers] = {
         "auth": "mlflow",
         "url_prefix": "/mlflow",
     },
+    "caddy-certificates": {
+        "purpose": "team",
+        "artifact_access": "presigned",
+        "tls": "acme",
+        "domain": "mlflow.example.com",
+        "store_domain": "s3.example.com",
+    },
+    "nginx-certificates": {
+        "backend": "postgres",
+        "artifact_store": "seaweedfs",
+        "artifact_access": "direct",
+        "reverse_proxy": "nginx",
+        "tls": "self-signed",
+        "auth": "mlflow",
+        "url_prefix": "/mlflow",
+        "domain": "mlflow.example.com",
+    },
     "sqlite-minio": {
         "backend": "sqlite",
         "artifact_store": "minio",
@@ -53,7 +70,7 @@ SCENARIOS: dict[str, Answers] = {
     },
 }
 
-# Copied byte for byte (test_plain_files_are_copied_byte_for_byte), and large: eight copies of the lock files and of
+# Copied byte for byte (test_plain_files_are_copied_byte_for_byte), and large: copies of the lock files and of
 # stackops would hide what a review is for. Which of them a stack has is told by the table in invariants.py.
 LEFT_OUT = re.compile(r"mlflow/requirements/.*\.txt|stackops/.*|transfer/artifacts_move/.*")
 

@@ -20,7 +20,9 @@ GIVEN = {
     "db_ca.pem",
     "gcs_credentials.json",
 }
-NOT_NAMED = {"db_ca.pem"}
+NOT_NAMED = {"db_ca.pem", "tls_ca.pem"}
+# Signs, and no container needs it.
+HELD_BACK = {"tls_ca.key"}
 # Made empty, and filled by 'make up', in the image.
 LATER = {"htpasswd"}
 
@@ -28,7 +30,9 @@ LATER = {"htpasswd"}
 def given(tree: Tree) -> set[str]:
     """Return the secrets of this stack that 'make init' cannot make."""
     mine = {"db_password"} if tree.answers["backend"] == "managed" else set()
-    return GIVEN | mine | ({"s3_credentials"} if tree.answers["artifact_store"] == "s3" else set())
+    mine |= {"s3_credentials"} if tree.answers["artifact_store"] == "s3" else set()
+    mine |= {"files": {"tls.pem", "tls.key", "tls_ca.pem"}, "acme": {"tls_ca.pem"}}.get(tree.answers["tls"], set())
+    return GIVEN | mine
 
 
 def init(stack: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -68,8 +72,9 @@ def faults_of_init(tree: Tree, stack: Path) -> list[str]:
         if body["file"].removeprefix("./") != f"secrets/{name}"
     ]
     made = {path.name for path in secrets.iterdir()}
-    if made != set(declared):
-        found.append(f"made and not declared, or declared and not made: {sorted(made ^ set(declared))}")
+    wanted = set(declared) | (HELD_BACK if tree.answers["tls"] == "self-signed" else set())
+    if made != wanted:
+        found.append(f"made and not declared, or declared and not made: {sorted(made ^ wanted)}")
     if stat.S_IMODE(secrets.stat().st_mode) != 0o700:
         found.append("secrets/ is open to others")
     for path in [stack / ".env", *secrets.iterdir()]:
@@ -152,6 +157,75 @@ def test_what_is_set_stays(stack: Callable[..., Path]) -> None:
     assert (folder / "secrets" / "db_password").read_text() == "p@ss:w/o#rd%1[]"
     assert (folder / "secrets" / "mine").read_text() == "x"
     assert "db_password" not in done.stdout
+
+
+def certificate(folder: Path, name: str, *questions: str) -> str:
+    """Ask OpenSSL about a certificate of secrets/."""
+    command = ["openssl", "x509", "-in", folder / "secrets" / name, "-noout", *questions]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_the_certificate_is_good_for_its_names_alone(stack: Callable[..., Path]) -> None:
+    """Its authority vouches for it under the stack's names, and could not vouch for any other."""
+    folder = stack(tls="self-signed", domain="mlflow.example.com", reverse_proxy="nginx", store_domain="s3.example.com")
+    assert init(folder).returncode == 0
+    secrets = folder / "secrets"
+    for name in ("mlflow.example.com", "s3.example.com", "localhost"):
+        verify = ["openssl", "verify", "-x509_strict", "-CAfile", "tls_ca.pem", "-verify_hostname", name, "tls.pem"]
+        assert subprocess.run(verify, cwd=secrets, capture_output=True).returncode == 0, name
+    forged = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=x", "-keyout", "x.key"]
+    forged += [
+        "-addext",
+        "subjectAltName=DNS:bank.example.net",
+        "-addext",
+        "basicConstraints=CA:FALSE",
+        "-out",
+        "x.pem",
+    ]
+    subprocess.run([*forged, "-CA", "tls_ca.pem", "-CAkey", "tls_ca.key"], cwd=secrets, check=True, capture_output=True)
+    verify = ["openssl", "verify", "-CAfile", "tls_ca.pem", "x.pem"]
+    done = subprocess.run(verify, cwd=secrets, capture_output=True, text=True)
+    assert done.returncode != 0 and "permitted subtree violation" in done.stderr, done
+
+
+def test_a_certificate_is_renewed_when_it_must_be(stack: Callable[..., Path]) -> None:
+    """Near its end, for another name, or without its authority; the authority itself only for the last two."""
+    folder = stack(tls="self-signed", domain="mlflow.example.com")
+    secrets, script = folder / "secrets", folder / "scripts" / "certificate.sh"
+    assert init(folder).returncode == 0
+    before = {name: (secrets / name).read_bytes() for name in ("tls.pem", "tls_ca.pem")}
+
+    def changed() -> set[str]:
+        assert init(folder).returncode == 0
+        found = {name for name in before if (secrets / name).read_bytes() != before[name]}
+        before.update((name, (secrets / name).read_bytes()) for name in before)
+        return found
+
+    assert changed() == set()
+    text = script.read_text()
+    script.write_text(text.replace("-days 397", "-days 29"))
+    (secrets / "tls.pem").unlink()
+    assert changed() == {"tls.pem"} and "mlflow.example.com" in certificate(folder, "tls.pem", "-text")
+    script.write_text(text)
+    assert changed() == {"tls.pem"}, "29 days are too few"
+    script.write_text(text.replace("mlflow.example.com", "other.example.com"))
+    assert changed() == {"tls.pem", "tls_ca.pem"}
+    (secrets / "tls_ca.key").unlink()
+    assert changed() == {"tls.pem", "tls_ca.pem"}
+    assert changed() == set()
+
+
+def test_without_openssl_there_is_one_sentence(stack: Callable[..., Path]) -> None:
+    """Who has no openssl is told so, and what to do."""
+    folder = stack(tls="self-signed")
+    (bare := folder / "bare").mkdir()
+    for path in os.environ["PATH"].split(":"):
+        for program in Path(path).glob("*") if Path(path).is_dir() else []:
+            if program.name != "openssl" and not (bare / program.name).exists():
+                (bare / program.name).symlink_to(program)
+    done = init(folder, PATH=str(bare))
+    assert done.returncode != 0 and done.stderr.startswith("init: error: openssl is not installed"), done
+    assert done.stderr.count("\n") == 1
 
 
 def test_an_empty_env_is_completed(stack: Callable[..., Path]) -> None:

@@ -13,7 +13,7 @@ from combinations import REFUSED, Answers, choices, questions
 from linters import tool
 from rendering import render, shortcuts
 
-CHOICES = ("purpose", "backend", "artifact_store", "artifact_access", "reverse_proxy", "auth")
+CHOICES = ("purpose", "backend", "artifact_store", "artifact_access", "reverse_proxy", "auth", "tls")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -101,6 +101,27 @@ EFFECTS: list[tuple[Answers, str, list[str], list[str]]] = [
         [],
     ),
     ({"auth": "mlflow"}, "compose.yaml", ["STACK_AUTH: mlflow", "flask_secret_key"], ["htpasswd"]),
+    ({"reverse_proxy": "caddy"}, "compose.yaml", ["  caddy:", "HTTP_PORT:-8080"], ["nginx", "HTTPS_PORT"]),
+    (
+        {"reverse_proxy": "caddy", "url_prefix": "/a/b", "auth": "basic"},
+        "caddy/Caddyfile",
+        ["handle_path /a/b/*", "X-Forwarded-Prefix /a/b", "forward_auth", "admin off"],
+        ["https://", "Strict-Transport-Security"],
+    ),
+    (
+        {"tls": "self-signed", "domain": "ml.example.org"},
+        "compose.yaml",
+        ["  nginx:", "${HTTPS_PORT:-8443}:8443", "https://ml.example.org:${HTTPS_PORT:-8443}", "tls.key"],
+        ["http://ml.example.org", "HSTS_SECONDS"],
+    ),
+    ({"tls": "files"}, "nginx/templates/mlflow.conf.template", ["listen 8443 ssl;", "return 308 https://$host"], []),
+    (
+        {"tls": "acme"},
+        "compose.yaml",
+        ["  caddy:", "caddy-data:/data", "0.0.0.0}:${HTTP_PORT:-80}:8080", "https://mlflow.example.com${HTTPS_PORT:+"],
+        ["nginx", "tls.key"],
+    ),
+    ({"tls": "files", "https_port": 9443}, "compose.yaml", ["HTTPS_PORT:-9443"], ["HTTPS_PORT:-8443"]),
     ({"http_port": 5123}, "compose.yaml", ["HTTP_PORT:-5123"], ["HTTP_PORT:-5000"]),
     ({"purpose": "team"}, "compose.yaml", ["  postgres:", "  object-store:", "  nginx:", "htpasswd"], []),
     ({"purpose": "cloud"}, "compose.yaml", ["${DB_HOST:?", "${S3_BUCKET:-", "  nginx:", "htpasswd"], ["  postgres:"]),
@@ -165,9 +186,9 @@ def test_defaults_fit_a_purpose_and_one_answer(
 @pytest.mark.parametrize(
     ("purpose", "expected"),
     [
-        ("solo", "sqlite local proxied none none"),
-        ("team", "postgres seaweedfs proxied nginx basic"),
-        ("cloud", "managed s3 proxied nginx basic"),
+        ("solo", "sqlite local proxied none none none"),
+        ("team", "postgres seaweedfs proxied nginx basic none"),
+        ("cloud", "managed s3 proxied nginx basic none"),
     ],
 )
 def test_a_purpose_sets_the_defaults(template: Path, tmp_path: Path, purpose: str, expected: str) -> None:
@@ -211,6 +232,7 @@ def test_answers_are_kept_and_nothing_else(template: Path, tmp_path: Path) -> No
         "reverse_proxy": "none",
         "domain": "localhost",
         "url_prefix": "",
+        "tls": "none",
         "auth": "none",
         "http_port": 5000,
     }
@@ -347,6 +369,7 @@ VALUES: dict[str, tuple[Answers, list[Any], list[Any]]] = {
         ],
     ),
     "http_port": ({}, [1, 80, 5000, 65535], [0, -1, 65536, 100000]),
+    "https_port": ({"tls": "files"}, [1, 443, 65535], [0, -1, 65536, 8080]),
 }
 GOOD = [(question, value) for question, (_, good, _) in VALUES.items() for value in good]
 BAD = [(question, value) for question, (_, _, bad) in VALUES.items() for value in bad]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import caddy_config
 import compose_model
 import invariants
 import linters
@@ -23,7 +24,7 @@ FLAGSHIP: Answers = {
     "artifact_access": "proxied",
     "reverse_proxy": "nginx",
     "auth": "basic",
-    "url_prefix": "",
+    "tls": "none",
 }
 
 
@@ -224,8 +225,8 @@ def test_the_model_check_finds(
 def broken(trees: list[Tree], tmp_path: Path) -> Callable[..., Tree]:
     """Write the flagship to disk with one planted fault and read it back."""
 
-    def run(name: str, old: str, new: str) -> Tree:
-        tree = planted(pick(trees), name, old, new)
+    def run(name: str, old: str, new: str, **answers: str) -> Tree:
+        tree = planted(pick(trees, **answers), name, old, new)
         for path, text in tree.files.items():
             (tmp_path / "stack" / path).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / "stack" / path).write_text(text)
@@ -295,6 +296,25 @@ def test_nginx_finds(
     assert any(words in fault for _, fault in faults), [fault for _, fault in faults]
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("\tadmin off", "  admin off", "would change it"),
+        ("flush_interval", "flash_interval", "flash_interval"),
+        ("dial_timeout 10s", "dial_timeout soon", "soon"),
+    ],
+)
+def test_caddy_finds(
+    trees: list[Tree], broken: Callable[..., Tree], tmp_path: Path, old: str, new: str, words: str
+) -> None:
+    """Caddy is really asked."""
+    needs.engine()
+    tree = broken("caddy/Caddyfile", old, new, reverse_proxy="caddy")
+    model = compose_model.parse(tree, tmp_path)
+    faults = caddy_config.caddy_faults([(tree, model)], tmp_path / "scratch")
+    assert any(words in fault for _, fault in faults), [fault for _, fault in faults]
+
+
 def test_compose_finds(broken: Callable[..., Tree], tmp_path: Path) -> None:
     """Compose's own complaints, and its warnings, are errors."""
     needs.compose()
@@ -305,5 +325,5 @@ def test_compose_finds(broken: Callable[..., Tree], tmp_path: Path) -> None:
 def test_no_container_is_left() -> None:
     """What these tests start, they remove."""
     needs.engine()
-    command = ["docker", "ps", "--all", "--quiet", "--filter", "name=^mlflow-stack-test-nginx-"]
+    command = ["docker", "ps", "--all", "--quiet", "--filter", "name=^mlflow-stack-test-(nginx|caddy)-"]
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == ""

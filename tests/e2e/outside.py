@@ -31,6 +31,7 @@ AZURITE = "mcr.microsoft.com/azure-storage/azurite"
 FAKE_GCS = "github.com/fsouza/fake-gcs-server@v1.56.1"
 OWNER = f"{PREFIX}={os.getpid()}"  # the label of the containers that this process has started
 PATIENCE = 60
+NAMES = ("localhost", "mlflow.example.com", "s3.example.com")  # under which the scenarios' stacks are reached
 
 
 @dataclass
@@ -249,7 +250,7 @@ def managed_postgres() -> Iterator[Outside]:
     (port,) = free_ports(1)
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        certificates(home, gateway())
+        certificates(home, f"IP:{gateway()}")
         (home / "pg_hba.conf").write_text("local all all trust\nhostssl all all all scram-sha-256\n")
         (home / "roles.sql").write_text(ROLES.format(password=password))
         for path in (home, *home.iterdir()):
@@ -273,16 +274,68 @@ def managed_postgres() -> Iterator[Outside]:
             )
 
 
-def certificates(folder: Path, address: str) -> None:
-    """Write ca.pem, and server.pem and server.key for an address, which that authority signed."""
+def certificates(folder: Path, names: str) -> None:
+    """Write ca.pem, and server.pem and server.key for some names (in OpenSSL's words), which that authority signed."""
     make = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2")
     for words in (
         ("-subj", "/CN=an authority of its own", "-keyout", "ca.key", "-out", "ca.pem"),
-        ("-subj", "/CN=database", "-addext", f"subjectAltName=IP:{address}", "-addext", "basicConstraints=CA:FALSE",
+        ("-subj", "/CN=server", "-addext", f"subjectAltName={names}", "-addext", "basicConstraints=CA:FALSE",
          "-CA", "ca.pem", "-CAkey", "ca.key", "-keyout", "server.key", "-out", "server.pem"),
     ):  # fmt: skip
         done = run(*make, *words, cwd=folder)
         assert done.returncode == 0, done.stderr
+
+
+@contextlib.contextmanager
+def certificate_files() -> Iterator[Outside]:
+    """A certificate for the names of the scenarios, from an authority that is not public."""
+    with tempfile.TemporaryDirectory() as folder:
+        certificates(home := Path(folder), ",".join(f"DNS:{name}" for name in NAMES))
+        files = {"tls.pem": "server.pem", "tls.key": "server.key", "tls_ca.pem": "ca.pem"}
+        yield Outside(secrets={name: (home / file).read_text() for name, file in files.items()})
+
+
+# An ACME server, and what stands for the public way to the stack: under an address of its own, the names' port 80.
+ACME = """\
+{
+    admin off
+    skip_install_trust
+    auto_https disable_redirects
+}
+https://%(address)s:%(port)s {
+    bind %(address)s
+    tls internal
+    acme_server {
+        challenges http-01
+    }
+}
+http:// {
+    bind %(public)s
+    reverse_proxy 127.0.0.1:%(stack)s
+}
+"""
+
+
+@contextlib.contextmanager
+def acme() -> Iterator[Outside]:
+    """An authority that certifies whoever answers at port 80 under the name: Caddy's own ACME server."""
+    (port,), stack = free_ports(1), free_port()
+    public = f"127.88.{os.getpid() // 250 % 250}.{os.getpid() % 250 + 1}"
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "Caddyfile"
+        config.write_text(ACME % {"address": gateway(), "port": port, "public": public, "stack": stack})
+        hosts = [word for name in NAMES[1:] for word in ("--add-host", f"{name}:{public}")]
+        with container(
+            "acme", IMAGES["caddy_image"],
+            options=("--volume", f"{config}:/etc/caddy/Caddyfile:ro", *hosts),
+        ) as name:  # fmt: skip
+            root = ("docker", "exec", name, "cat", "/data/caddy/pki/authorities/local/root.crt")
+            wait(name, lambda: run(*root).returncode == 0)
+            yield Outside(
+                answers={"http_port": str(stack)},
+                settings={"ACME_CA": f"https://{gateway()}:{port}/acme/local/directory", "HTTP_BIND": "127.0.0.1"},
+                secrets={"tls_ca.pem": run(*root).stdout},
+            )
 
 
 # What has to stand outside for an answer.
@@ -292,4 +345,6 @@ FOR: dict[tuple[str, str], Start] = {
     ("artifact_store", "s3"): s3,
     ("artifact_store", "azure"): azurite,
     ("artifact_store", "gcs"): gcs,
+    ("tls", "files"): certificate_files,
+    ("tls", "acme"): acme,
 }

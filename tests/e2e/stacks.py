@@ -126,7 +126,8 @@ class Stack:
     @property
     def doors(self) -> dict[str, str]:
         """What the stack publishes: name:port as people write it -> address:port on this machine."""
-        port = self.settings().get("HTTP_PORT") or str(self.answers["http_port"])
+        name = "http_port" if self.answers.get("tls", "none") == "none" else "https_port"
+        port = self.settings().get(name.upper()) or str(self.answers[name])
         host = self.url.split("//")[1].split("/")[0].rpartition(":")[0]
         doors = {f"{host}:{port}": f"127.0.0.1:{port}"}
         if self.answers["artifact_store"] in ("seaweedfs", "minio") and self.answers["artifact_access"] != "proxied":
@@ -135,6 +136,23 @@ class Stack:
                 {f"{name}:{port}": f"127.0.0.1:{port}"} if name else {f"{host}:{store_port}": f"127.0.0.1:{store_port}"}
             )
         return doors
+
+    @property
+    def scheme(self) -> str:
+        """How the doors are spoken to."""
+        return self.url.partition(":")[0]
+
+    def trust(self) -> dict[str, str]:
+        """Return the variables with which a client trusts the stack's certificate, as the stack's README has them."""
+        file = self.folder / "secrets" / "tls_ca.pem"
+        if self.answers.get("tls", "none") == "none" or not file.stat().st_size:
+            return {}
+        own_store = self.answers["artifact_store"] in ("seaweedfs", "minio")
+        if own_store and self.answers["artifact_access"] == "presigned":
+            return {"REQUESTS_CA_BUNDLE": str(file)}
+        found = {"MLFLOW_TRACKING_SERVER_CERT_PATH": str(file)}
+        direct = own_store and self.answers["artifact_access"] == "direct"
+        return found | ({"AWS_CA_BUNDLE": str(file)} if direct else {})
 
     def login(self) -> dict[str, str]:
         """Return the variables with which the stock client signs in as admin."""
@@ -157,6 +175,7 @@ class Stack:
             "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
             "GIT_PYTHON_REFRESH": "quiet",
             "NO_PROXY": "*",
+            **self.trust(),
             **self.login(),
             **more,
         }
@@ -219,6 +238,8 @@ def image_tag(folder: Path) -> str:
 def rendered(folder: Path, name: str, answers: Mapping[str, Any], settings: Mapping[str, str] | None = None) -> Stack:
     """Render a stack of the working tree's template into `folder`/`name` and give it free ports; starts nothing."""
     data = {"project_name": f"{PREFIX}-{name}", "http_port": free_port(), **answers}
+    if data.get("tls", "none") != "none":
+        data = {"https_port": free_port(), **data}
     stack = Stack(folder / f"{PREFIX}-{name}")
     copier.run_copy(str(ROOT), stack.folder, data=data, defaults=True, quiet=True, vcs_ref="HEAD")
     own = {"STORE_PORT": str(free_port()), "MLFLOW_IMAGE": image_tag(stack.folder)}

@@ -10,6 +10,7 @@ import http.client
 import json
 import re
 import socket
+import ssl
 import sys
 import urllib.error
 import urllib.request
@@ -53,11 +54,18 @@ class Running:
             doors = service.doors
         if access == "direct":
             key = "s3_credentials" if service else "client_s3_credentials"
-            own = {"MLFLOW_S3_ENDPOINT_URL": "http://" + list(self.stack.doors)[-1], "AWS_DEFAULT_REGION": "us-east-1"}
+            endpoint = f"{self.stack.scheme}://{list(self.stack.doors)[-1]}"
+            own = {"MLFLOW_S3_ENDPOINT_URL": endpoint, "AWS_DEFAULT_REGION": "us-east-1"}
             variables = service.client if service else own
             if self.has_s3:
                 variables = variables | {"AWS_SHARED_CREDENTIALS_FILE": str(self.stack.folder / "secrets" / key)}
         return self.stack.client(STOCK_CLIENT, *words, doors=doors, **variables)
+
+    def trust(self, names: bool = True) -> ssl.SSLContext:
+        """Return what trusts the stack's certificate; without `names`, also at its address."""
+        context = ssl.create_default_context(cafile=next(iter(self.stack.trust().values()), None))
+        context.check_hostname = names
+        return context
 
     def inside(self, script: str, **more: Any) -> str:
         """Run a Python program inside the server's container."""
@@ -69,21 +77,23 @@ class Running:
         data: bytes | None = None,
         login: str | None = "admin",
         method: str | None = None,
+        prefix: bool = True,
         **headers: str,
     ) -> http.client.HTTPResponse | urllib.error.HTTPError:
         """Send a request to the stack's published port, by default as admin under its public name; return the answer.
 
-        Its body is JSON, if it has one.
+        Its body is JSON, if it has one. `prefix` is whether the path is below the stack's.
         """
         public, address = next(iter(self.stack.doors.items()))
         headers = {"Host": public, "Content-Type": "application/json"} | headers
-        url = f"http://{address}{self.answer('url_prefix')}{path}"
+        url = f"{self.stack.scheme}://{address}{self.answer('url_prefix') if prefix else ''}{path}"
         request = urllib.request.Request(url, data, headers, method=method)
         if login and self.answer("auth") != "none":
             word = self.stack.secret("admin_password") if login == "admin" else "wrong-password"
             request.add_header("Authorization", "Basic " + b64encode(f"admin:{word}".encode()).decode())
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=30, context=self.trust(names=False)) as answer:
+                answer.text = answer.read()
                 return answer
         except urllib.error.HTTPError as error:
             return error
@@ -97,7 +107,7 @@ def check_as_in_the_readme(it: Running) -> None:
 def hosts_and_origins(it: Running) -> None:
     """The public name and the stack's own pages are answered; other names and other people's pages are not."""
     search, body = "/ajax-api/2.0/mlflow/experiments/search", b'{"max_results": 1}'
-    own, strange = "http://" + next(iter(it.stack.doors)), "http://evil.example.net"
+    own, strange = f"{it.stack.scheme}://{next(iter(it.stack.doors))}", "http://evil.example.net"
     assert it.ask("/health").status == 200
     assert it.ask(search + "?max_results=1").status == 200
     assert it.ask(search, body).status == 200
@@ -111,8 +121,59 @@ def hosts_and_origins(it: Running) -> None:
         allowed = it.ask(path, method="OPTIONS", Origin=strange, **asked).headers.get("Access-Control-Allow-Origin")
         assert allowed not in ("*", strange), f"{path}: {allowed}"
     if it.answer("url_prefix"):
-        with pytest.raises(urllib.error.HTTPError, match="40[14]"):
-            urllib.request.urlopen(f"http://{next(iter(it.stack.doors.values()))}/health", timeout=30)
+        assert it.ask("/health", prefix=False, login=None).status in (401, 404)
+
+
+def encrypted(it: Running) -> None:
+    """The certificate is good for the public names, http leads on to https, old TLS is refused, HSTS is as chosen."""
+    for door, address in it.stack.doors.items():
+        host, port = address.split(":")
+        name = door.rpartition(":")[0]
+        plain = socket.create_connection((host, int(port)), 10)
+        with plain, it.trust().wrap_socket(plain, server_hostname=name) as tls:
+            assert tls.version() == "TLSv1.3", tls.version()
+        old = it.trust()
+        old.minimum_version, old.maximum_version = ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1
+        old.set_ciphers("ALL:@SECLEVEL=0")
+        with socket.create_connection((host, int(port)), 10) as plain, pytest.raises((ssl.SSLError, OSError)):
+            old.wrap_socket(plain, server_hostname=name)
+    public = next(iter(it.stack.doors))
+    connection = http.client.HTTPConnection("127.0.0.1", int(it.answer("http_port")), timeout=10)
+    with contextlib.closing(connection):
+        host = f"{public.rpartition(':')[0]}:{it.answer('http_port')}"
+        connection.request("POST", "/graphql?a=b%20c", b"{}", {"Host": host})
+        answer = connection.getresponse()
+        assert (answer.status, answer.getheader("Location")) == (308, f"https://{public}/graphql?a=b%20c")
+    promise = {"files": "max-age=0", "acme": "max-age=31536000"}.get(it.answer("tls"))
+    assert it.ask("/health").headers.get("Strict-Transport-Security") == promise
+
+
+def a_new_certificate_is_taken(it: Running) -> None:
+    """A certificate that is near its end is made again, and served, by the next `make up`; the authority stays."""
+    held = {name: it.stack.secret(name) for name in ("tls.pem", "tls_ca.pem")}
+    folder, same = it.stack.folder / "secrets", ("-copy_extensions", "copyall")
+    request = run("openssl", "x509", "-x509toreq", *same, "-in", "tls.pem", "-signkey", "tls.key", cwd=folder)
+    assert request.returncode == 0, request.stderr
+    authority = ("-CA", "tls_ca.pem", "-CAkey", "tls_ca.key", "-set_serial", "7")
+    short = run(
+        "openssl", "x509", "-req", "-days", "20", *authority, *same, "-out", "tls.pem", cwd=folder, input=request.stdout
+    )
+    assert short.returncode == 0, short.stderr
+    it.stack.make("up")
+    now = {name: it.stack.secret(name) for name in held}
+    assert now["tls_ca.pem"] == held["tls_ca.pem"] and now["tls.pem"] != held["tls.pem"]
+    host, port = next(iter(it.stack.doors.values())).split(":")
+    served = ssl.get_server_certificate((host, int(port)))
+    assert served.strip() == now["tls.pem"]
+
+
+def compressed(it: Running) -> None:
+    """The user interface's files arrive compressed, and may be kept."""
+    page = it.ask("/").text.decode()
+    script = re.search(r'src="(static-files/[^"]+\.js)"', page)
+    assert script, page[:2000]
+    answer = it.ask("/" + script[1], **{"Accept-Encoding": "gzip"})
+    assert answer.headers["Content-Encoding"] == "gzip" and "max-age=2419200" in answer.headers["Cache-Control"]
 
 
 def who_gets_in(it: Running) -> None:
@@ -178,7 +239,7 @@ def secret_values(stack: Stack) -> dict[str, str]:
     """Return what must not show: value -> the secret that it is from. Names and identifiers are not secret."""
     found = {}
     for path in (stack.folder / "secrets").iterdir():
-        if path.name in ("passwd", "db_ca.pem"):
+        if path.name in ("passwd", "db_ca.pem", "tls.pem", "tls_ca.pem"):
             continue
         text = path.read_text().strip()
         words = re.findall(
@@ -426,12 +487,18 @@ def checks(it: Running, scenario: Scenario) -> Iterable[Check]:
     yield check_as_in_the_readme
     yield hosts_and_origins
     yield who_gets_in
+    if it.answer("reverse_proxy") != "none":
+        yield compressed
+    if it.answer("tls") != "none":
+        yield encrypted
     yield locked_down_containers
     if it.answer("backend") != "sqlite":
         yield plain_database_role
     if it.has_s3:
         yield scoped_store_keys
     yield no_secret_shows
+    if it.answer("tls") == "self-signed":
+        yield a_new_certificate_is_taken
     if scenario.given.keys() == {"purpose"}:
         yield from FURTHER[scenario.given["purpose"]]
 
@@ -477,7 +544,7 @@ def init_names_what_is_missing(it: Running) -> None:
     """`make init` names every secret, and the address, that only the owner has; an authority is a matter of choice."""
     said = it.stack.make("init")
     for service in it.services.values():
-        for name in {*service.secrets, *service.settings} & {*service.secrets, "DB_HOST"} - {"db_ca.pem"}:
+        for name in {*service.secrets, *service.settings} & {*service.secrets, "DB_HOST"} - {"db_ca.pem", "tls_ca.pem"}:
             assert re.search(rf"\b{name}( in \.env)? is empty", said), f"{name} is not in: {said}"
 
 

@@ -336,6 +336,14 @@ def test_client_environment(stack):
         check.client_environment(stack())
 
 
+def test_the_client_trusts_an_authority_of_the_stacks_own(stack, tmp_path):
+    env = stack(MLFLOW_TRACKING_URI="https://host", STACK_CA=str(tmp_path / "ca.pem"))
+    (tmp_path / "ca.pem").write_text("")
+    assert "REQUESTS_CA_BUNDLE" not in check.client_environment(env)
+    (tmp_path / "ca.pem").write_text("a certificate\n")
+    assert check.client_environment(env)["REQUESTS_CA_BUNDLE"] == str(tmp_path / "ca.pem")
+
+
 def test_check_names_the_step_and_gives_up():
     lines = []
     with pytest.raises(StackError, match="^upload: boom$"), check.Steps(lines.append).step("upload"):

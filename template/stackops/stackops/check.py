@@ -57,6 +57,9 @@ def client_environment(env: Mapping[str, str]) -> dict[str, str]:
     if env.get("STACK_AUTH") in ("basic", "mlflow") and "MLFLOW_TRACKING_USERNAME" not in env:
         ours["MLFLOW_TRACKING_USERNAME"] = "admin"
         ours["MLFLOW_TRACKING_PASSWORD"] = settings.secrets(env).need("admin_password")
+    # The certificate's authority, when it is not a public one: for MLflow's client, and for the store's.
+    if (file := env.get("STACK_CA")) and os.path.getsize(file):
+        ours["REQUESTS_CA_BUNDLE"] = file
     if env.get("ARTIFACT_ACCESS") == "direct":
         ours.update(settings.store(env).environment(env, settings.secrets(env)))
     return {**ours, **env}

@@ -1,0 +1,76 @@
+"""`make up` before it starts anything: what it refuses, with which words. Docker is a stand-in that starts nothing."""
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from combinations import Answers
+from rendering import Tree
+
+# Answers what up.sh asks about Docker itself; whatever comes next is written down and fails.
+DOCKER = """\
+#!/bin/sh
+case "$*" in
+  "compose version --short") echo 2.40.3 ;;
+  info) ;;
+  *) echo "$*" >reached && exit 1 ;;
+esac
+"""
+TEAM: Answers = {"project_name": "demo-stack", "purpose": "team"}
+
+
+@pytest.fixture
+def up(make_tree: Callable[[Answers], Tree], tmp_path: Path) -> Callable[..., tuple[str, bool]]:
+    """Run `make init` and scripts/up.sh with some settings; return its complaint and whether it went on to Docker."""
+
+    def run(answers: Answers, **settings: str) -> tuple[str, bool]:
+        stack = make_tree(TEAM | answers).root
+        (bin_folder := stack / "bin").mkdir()
+        (bin_folder / "docker").write_text(DOCKER)
+        (bin_folder / "docker").chmod(0o755)
+        environment = {"PATH": f"{bin_folder}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+        subprocess.run(["scripts/init.sh"], cwd=stack, env=environment, check=True, capture_output=True)
+        with open(stack / ".env", "a", encoding="utf-8") as file:
+            file.writelines(f"{name}={value}\n" for name, value in settings.items())
+        done = subprocess.run(["scripts/up.sh"], cwd=stack, env=environment, capture_output=True, text=True)
+        assert done.returncode != 0
+        return done.stderr, (stack / "reached").exists()
+
+    return run
+
+
+@pytest.mark.parametrize("proxy", ["nginx", "caddy"])
+@pytest.mark.parametrize(
+    ("settings", "starts"),
+    [
+        ({}, True),
+        ({"HTTP_BIND": "127.0.0.1"}, True),
+        ({"HTTP_BIND": "0.0.0.0"}, False),
+        ({"HTTP_BIND": "192.168.1.7", "PUBLIC_URL": "http://mlflow.example.com"}, False),
+        ({"HTTP_BIND": "0.0.0.0", "ALLOW_HTTP": "no"}, False),
+        ({"HTTP_BIND": "0.0.0.0", "PUBLIC_URL": "https://mlflow.example.com/mlflow"}, True),
+        ({"HTTP_BIND": "::", "ALLOW_HTTP": "yes"}, True),
+    ],
+)
+def test_nobody_is_let_in_without_a_word_about_encryption(
+    up: Callable[..., tuple[str, bool]], proxy: str, settings: dict[str, str], starts: bool
+) -> None:
+    """http beyond this machine is refused unless something in front encrypts, or the owner says yes to it."""
+    said, reached = up({"reverse_proxy": proxy}, **settings)
+    assert reached == starts
+    if not starts:
+        assert said.startswith("up: error: HTTP_BIND in .env lets other machines in, and nothing encrypts")
+        assert said.count("\n") == 1 and "PUBLIC_URL" in said and "ALLOW_HTTP=yes" in said
+
+
+def test_with_a_certificate_anybody_may_come(up: Callable[..., tuple[str, bool]]) -> None:
+    """What encrypts needs no permission."""
+    assert up({"tls": "self-signed"}, HTTP_BIND="0.0.0.0")[1]
+
+
+def test_a_missing_certificate_is_named(up: Callable[..., tuple[str, bool]]) -> None:
+    """The certificate that only the owner has is asked for before anything starts."""
+    said, reached = up({"tls": "files"})
+    assert said == "up: error: secrets/tls.pem is empty: put in the certificate\n" and not reached
