@@ -49,6 +49,7 @@ def test_what_a_word_chooses():
     assert names("s3_credentials") == names("object_store.json") == ["object_store.json", "s3_credentials"]
     assert names("admin_password") == names("htpasswd") == ["admin_password", "htpasswd"]
     assert "azure_connection_string" in names("azure_connection_string")
+    assert names("keys,database") == ["crypto_kek_passphrase", "db_password"]
     with pytest.raises(StackError, match="no secret 'nonsense'.*db_password.*keys, database, store, login"):
         names("nonsense")
 
