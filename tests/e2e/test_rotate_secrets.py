@@ -184,6 +184,9 @@ def planted_faults(made: Stack) -> None:
     assert "nginx answers other machines at 0.0.0.0" in said and "nginx is exited" in said
     made.setting("HTTP_BIND", "127.0.0.1")
     (made.folder / "secrets" / "db_password").chmod(0o600)
+    # Only 'make check' reads this one.
+    (made.folder / "secrets" / "admin_password").write_text("admin")
+    assert "secrets/admin_password is a word that attackers try first" in serious(made)
     made.compose("down")
     assert "the stack does not run" in serious(made)
 
