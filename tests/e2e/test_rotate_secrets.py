@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -141,7 +140,7 @@ def test_everything_is_changed_while_a_client_logs(tmp_path: Path) -> None:
             # The login is kept: a client has the password that it was started with until somebody gives it the new one.
             client = one.submit(log, made, "rotated", 60, timeout=400)
             until(lambda: ledger.exists() and ledger.read_text().count("sha256") > 3, 90, "the client is at work")
-            said = "".join(made.make("rotate-secrets", f"SECRET={group}") for group in ("keys", "database", "store"))
+            said = made.make("rotate-secrets", "SECRET=keys,database,store")
             assert not client.done(), "the client was to be at work meanwhile"
             client.result()
         assert client_login == made.login()
@@ -151,22 +150,23 @@ def test_everything_is_changed_while_a_client_logs(tmp_path: Path) -> None:
         assert inside(made, GET) == "sk-of-a-provider hmac-of-the-hook"
         assert shown(made, said, old, secrets_of(made)) == []
         assert doctor(made) == (0, [])
-        killed_anywhere(made, ledger)
+        killed(made, ledger)
         planted_faults(made)
 
 
-def killed_anywhere(made: Stack, ledger: Path) -> None:
-    """kill -9 after some seconds, for several numbers of them: the next run finishes."""
+def killed(made: Stack, ledger: Path) -> None:
+    """kill -9 while the new secrets are made, and in the midst of putting them into force: the next run finishes."""
     old = secrets_of(made)
-    for seconds in (3, 7, 12):
-        words = ["scripts/rotate-secrets.sh"]
-        begun = subprocess.Popen(words, cwd=made.folder, start_new_session=True, stderr=subprocess.DEVNULL)
-        time.sleep(seconds)
+    for sign in (".*.next", ".*.old"):
+        begun = subprocess.Popen(
+            ["scripts/rotate-secrets.sh"], cwd=made.folder, start_new_session=True, stderr=subprocess.DEVNULL
+        )
+        until(lambda sign=sign: [*(made.folder / "secrets").glob(sign)], 120, f"there is a {sign}")
         os.killpg(begun.pid, signal.SIGKILL)
         begun.wait()
-        # What the engine was told to run ends by itself, or is killed as well.
         for container in run("docker", "ps", "-q", "--filter", f"name={made.name}-mlflow-run").stdout.split():
             run("docker", "kill", container)
+        assert "a change of secrets was interrupted" in serious(made)
         made.make("rotate-secrets")
         assert not [*(made.folder / "secrets").glob(".*")]
     nothing_old_works(made, old)
@@ -184,6 +184,9 @@ def planted_faults(made: Stack) -> None:
     assert "nginx answers other machines at 0.0.0.0" in said and "nginx is exited" in said
     made.setting("HTTP_BIND", "127.0.0.1")
     (made.folder / "secrets" / "db_password").chmod(0o600)
+    # Only 'make check' reads this one.
+    (made.folder / "secrets" / "admin_password").write_text("admin")
+    assert "secrets/admin_password is a word that attackers try first" in serious(made)
     made.compose("down")
     assert "the stack does not run" in serious(made)
 

@@ -3,9 +3,12 @@
 import io
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import sqlalchemy as sa
+from conftest import PROJECT
 from cryptography.fernet import Fernet
 from stackops import rotate
 from stackops.errors import StackError
@@ -49,6 +52,7 @@ def test_what_a_word_chooses():
     assert names("s3_credentials") == names("object_store.json") == ["object_store.json", "s3_credentials"]
     assert names("admin_password") == names("htpasswd") == ["admin_password", "htpasswd"]
     assert "azure_connection_string" in names("azure_connection_string")
+    assert names("keys,database") == ["crypto_kek_passphrase", "db_password"]
     with pytest.raises(StackError, match="no secret 'nonsense'.*db_password.*keys, database, store, login"):
         names("nonsense")
 
@@ -244,3 +248,32 @@ def test_an_empty_database_has_nothing_to_wrap():
     with sa.create_engine("sqlite://").begin() as connection:
         assert kek.rewrap(connection, "a", "b", 1) == (0, 0)
         assert webhook.encrypt_again(connection, Fernet.generate_key(), Fernet.generate_key()) == (0, 0)
+
+
+ACCOUNT = """
+import os, sys
+from pathlib import Path
+from stackops import prepare, settings
+from stackops.errors import StackError
+from stackops.rotation import account
+env = settings.adopt()
+prepare.prepare(env, 5, lambda text: None)
+secret = Path(os.environ["SECRETS_DIR"], "admin_password")
+old = secret.read_text().strip()
+for new, said in (("another long password", "refuses the new"), (old, "accepts the old")):
+    try:
+        account.prove(env, "admin_password", old, new)
+        sys.exit("proved")
+    except StackError as error:
+        assert said in str(error), error
+account.prove(env, "admin_password", "another long password", old)
+"""
+
+
+def test_the_admins_password_is_proved(stack, tmp_path):
+    """With MLflow's own tables of users: a new one that is not in force, and an old one that still is, are found."""
+    env = stack(STACK_AUTH="mlflow", DATA_DIR=str(tmp_path), ARTIFACT_URI=str(tmp_path / "artifacts"))
+    (stack.secrets / "webhook_encryption_key").write_text(Fernet.generate_key().decode())
+    paths = {"PATH": os.environ["PATH"], "PYTHONPATH": str(PROJECT), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([sys.executable, "-c", ACCOUNT], env={**env, **paths}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

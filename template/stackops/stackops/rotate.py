@@ -46,7 +46,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
     parser.add_argument("step", choices=["propose", "switch", "prove", "put-back"])
     parser.add_argument("secrets", nargs="+", metavar="NAME:KIND:GROUP:SERVICES")
-    parser.add_argument("--only", default="all", help="a secret's name, or a group (default: all)")
+    parser.add_argument("--only", default="all", help="names or groups, with commas (default: all)")
     parser.add_argument("--folder", default="/rotate", help="the secrets, writable (default: /rotate)")
 
 
@@ -60,16 +60,19 @@ def table(rows: Sequence[str]) -> list[Secret]:
 
 
 def chosen(secrets: Sequence[Secret], only: str) -> list[Secret]:
-    """Return the secrets that `only` means, and those that are made of them.
+    """Return the secrets that `only` means (words with commas between them), and those that are made of them.
 
     `all` leaves out what others issue. Raises StackError for a word that means none.
     """
     if only == "all":
         return [secret for secret in secrets if secret.kind != GIVEN]
-    if not (named := [secret for secret in secrets if only in (secret.name, secret.group)]):
-        names = ", ".join(secret.name for secret in secrets)
-        groups = ", ".join(dict.fromkeys(secret.group for secret in secrets))
-        raise StackError(f"there is no secret {only!r}; SECRET is one of {names}, or a group: {groups}")
+    words = only.split(",")
+    for word in words:
+        if not any(word in (secret.name, secret.group) for secret in secrets):
+            names = ", ".join(secret.name for secret in secrets)
+            groups = ", ".join(dict.fromkeys(secret.group for secret in secrets))
+            raise StackError(f"there is no secret {word!r}; SECRET is one of {names}, or a group: {groups}")
+    named = [secret for secret in secrets if secret.name in words or secret.group in words]
     made_of = {made for secret in named if (made := getattr(secret.module, "MADE_OF", None))}
     kinds = {secret.kind for secret in named}
     group = {secret.group for secret in named}
