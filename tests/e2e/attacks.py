@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import outside
 from combinations import valid
@@ -206,12 +207,18 @@ def fields(path: str, prey: dict[str, str]) -> dict[str, Any]:
         "serialized_scorer": "{}", "items": [], "item_type": "TRACE", "item_ids": [prey["trace_id"]],
         "view_type": "TRACES", "metric_name": "trace_count", "aggregations": [{"aggregation_type": "COUNT"}],
         "filename": "secret.txt", "num_parts": 1, "artifact_file_path": "secret.txt",
+        "model": prey["endpoint"], "messages": [{"role": "user", "content": "x"}], "provider": "openai",
+        "budget_policy_id": "1", "guardrail_id": "1", "binding_id": "1", "scorer_ids": [prey["scorer"]],
         "page": "x", "source": f"runs:/{prey['run_id']}/x", "enable_comment": True, "sample_rate": 0.5,
     }  # fmt: skip
     if "/datasets/" in path:
         found["tags"] = json.dumps({"taken": "1"})
     if "/issues" in path:
         found["status"] = "resolved"
+    if "/jobs" in path:
+        found |= {"params": {}, "job_name": "run_online_trace_scorer", "status": None}
+    if "presigned-" in path:
+        del found["model_id"]
     if "/traces" in path:
         found["status"] = "OK"
     if "/mpu/" in path or "presigned" in path:
@@ -266,8 +273,6 @@ def attack(target: Target, path: str, method: str, login: Login) -> Answer:
 
 def quoted(text: str) -> str:
     """Return text for a query."""
-    from urllib.parse import quote
-
     return quote(text, safe="")
 
 

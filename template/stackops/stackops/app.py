@@ -15,6 +15,7 @@ import posixpath
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from mlflow.exceptions import MlflowException
+from mlflow.server import app as flask_app
 from mlflow.server import artifact_router as theirs
 from mlflow.utils.mime_type_utils import _guess_mime_type
 from mlflow.utils.uri import validate_path_is_safe
@@ -58,6 +59,7 @@ def create_app() -> FastAPI:
 
         presigned.register()
     app.add_exception_handler(Exception, failures.answer)
+    flask_app.register_error_handler(500, failures.blame)
     if os.environ.get("MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE") != "true":
         app.add_middleware(guard.Guard, known=known)
     # Files on the server's own disk MLflow sends without a copy.
