@@ -35,6 +35,14 @@ WATCHED: dict[str, tuple[str, ...]] = {
         "template/scripts/init.sh.jinja",
         "extensions/compose/seaweedfs.yaml.jinja",
     ),
+    "tests/e2e/test_attacks.py": (
+        "tests/e2e/attacks.py",
+        "template/stackops/stackops/*",
+        "template/nginx/*",
+        "template/compose.yaml.jinja",
+        "extensions/compose/*",
+        "extensions/questions/access.yml",
+    ),
     "tests/e2e/test_big_files.py::test_2_gib": (
         "template/stackops/stackops/app.py",
         "template/stackops/stackops/stores/*",

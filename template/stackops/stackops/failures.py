@@ -85,7 +85,7 @@ def is_object(body: bytes) -> bool:
 
 
 def blame(error: "InternalServerError") -> "InternalServerError | tuple[dict[str, str], int]":
-    """Answer a request of MLflow's API in which an exception was raised: 400 if its body is no JSON object."""
+    """Answer a request of MLflow's API that raised an exception: 400 if its body is no JSON object."""
     from flask import request
 
     body = request.get_data()
