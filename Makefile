@@ -39,6 +39,7 @@ lock: $(VENV)/copier.stamp ## raise every locked Python package: of the rendered
 	$(COMPILE) requirements.in -o requirements.txt
 	$(COMPILE) tests/requirements.in -o tests/requirements.txt
 	cd tests/clients && for client in *.in; do $(COMPILE) $$client -o $${client%.in}.txt || exit 1; done
+	cd tests/checkov && $(COMPILE) checkov.in -o checkov.txt
 
 clean: demo-stop ## remove what the targets above have made
 	rm -rf build $(VENV)

@@ -283,9 +283,20 @@ def walk(target: Target, requests: list[tuple[str, str]], login: Login) -> dict[
         return dict(zip(requests, answers, strict=True))
 
 
+def twin(path: str) -> str:
+    """Return the other name under which MLflow registers a route, /api for /ajax-api."""
+    return path.replace("/ajax-api/", "/api/", 1)
+
+
+def once(table: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return each route under one of its names."""
+    return [(path, method) for path, method in table if twin(path) == path or (twin(path), method) not in table]
+
+
 def every_method(table: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return every path with every method."""
-    return [(path, method) for path in sorted({path for path, _ in table}) for method in METHODS]
+    """Return every route, and every path with the methods that it does not have, under one of its names."""
+    others = ((path, method) for path in {path for path, _ in once(table)} for method in METHODS)
+    return sorted({*table, *others})
 
 
 ROUTES = ROOT / "docs" / "routes.md"
