@@ -18,7 +18,6 @@ from attacks import (
     ROUTES,
     SECRET,
     Answer,
-    Login,
     Target,
     attack,
     basic,
@@ -82,7 +81,7 @@ CLUMSY = {("/graphql", "GET")}
 
 @pytest.fixture(scope="module", params=modes(), ids=lambda mode: f"{mode['auth']}-{mode['reverse_proxy']}")
 def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    """A running stack of each mode; with MLflow's users, an admin who has one of everything and a user without rights."""
+    """A running stack of each mode; with MLflow's users, an admin with one of everything and a user without rights."""
     mode = request.param
     with started(tmp_path_factory.mktemp("attack"), mode) as it:
         if mode["auth"] == "mlflow":
@@ -104,9 +103,25 @@ def alive(it: Target) -> None:
 
 
 NOBODY: dict[str, str] = dict.fromkeys(
-    ("experiment_id", "run_id", "trace_id", "schema_id", "dataset_id", "experiment_name", "key", "endpoint", "mcp",
-     "registered", "scorer", "schema", "queue", "artifact_path", "model_id"), "1",
-)  # fmt: skip
+    (
+        "experiment_id",
+        "run_id",
+        "trace_id",
+        "schema_id",
+        "dataset_id",
+        "experiment_name",
+        "key",
+        "endpoint",
+        "mcp",
+        "registered",
+        "scorer",
+        "schema",
+        "queue",
+        "artifact_path",
+        "model_id",
+    ),
+    "1",
+)
 
 
 def test_without_a_login(target: Target) -> None:
@@ -138,7 +153,7 @@ def refused_page(answer: Answer) -> bool:
 
 
 def test_a_user_without_rights(target: Target, request: pytest.FixtureRequest) -> None:
-    """By no route does the stranger read the admin's things or change them; the table in the docs says what came back."""
+    """By no route does the stranger read the admin's things or change them; docs/routes.md says what came back."""
     if target.answer("auth") != "mlflow":
         return
     table = routes(target)
@@ -160,7 +175,7 @@ def test_a_user_without_rights(target: Target, request: pytest.FixtureRequest) -
 
 
 def test_the_walk_would_have_found_something(target: Target) -> None:
-    """The same requests, sent as admin, read the prey by many routes: they are real requests, and the last one changes."""
+    """The same requests, sent as admin, read the prey by many routes, and the last one changes it."""
     if target.answer("auth") != "mlflow":
         return
     table = [(path, method) for path, method in once(routes(target)) if method == "GET"]
@@ -223,10 +238,10 @@ def metrics(run_id: str) -> str:
 HEAD = """\
 # Every route, and who gets through
 
-Written by `tests/e2e/test_attacks.py`, which walks the route table of a running server with `auth=mlflow`; do not edit it. `{api,ajax-api}` stands for both
-names under which MLflow registers a route. *Nobody* sends no password. *No rights* is a user whom nobody has given a permission, and who asks for the
-experiments, runs, models, traces and so on of an admin, by their real names. With `auth=basic` and `auth=oidc` nobody gets past the proxy without a login,
-whatever the route, and who is let in may do everything.
+Written by `tests/e2e/test_attacks.py`, which walks the routes of a running server with `auth=mlflow`; do not edit.
+`{api,ajax-api}` stands for both names under which MLflow registers a route. *Nobody* sends no password. *No rights* is a user
+whom nobody has given a permission, and who asks for an admin's experiments, runs, models, traces and so on by their
+real names. With `auth=basic` nobody gets past the proxy without a login, and who is let in may do everything.
 
 | answer | means |
 | --- | --- |
@@ -281,16 +296,34 @@ def compare(text: str, request: pytest.FixtureRequest) -> None:
 # --- paths
 
 
-@pytest.mark.parametrize("tricked", [
-    "//api/2.0/mlflow/experiments/search", "/api//2.0/mlflow/experiments/search", "/static-files/../api/2.0/mlflow/experiments/search",
-    "/static-files/..%2fapi/2.0/mlflow/experiments/search", "/static-files/%2e%2e/api/2.0/mlflow/experiments/search",
-    "/static-files;/../api/2.0/mlflow/experiments/search", "/API/2.0/mlflow/experiments/search", "/health/../api/2.0/mlflow/experiments/search",
-    "/health;/api/2.0/mlflow/experiments/search", "/api/2.0/mlflow/experiments/search;.css", "/api/2.0/mlflow/experiments/search/.",
-    "/api/2.0/mlflow/experiments%2fsearch", "/%61pi/2.0/mlflow/experiments/search", "\\api\\2.0\\mlflow\\experiments\\search",
-    "/static-files\\..\\api/2.0/mlflow/experiments/search", "/./api/2.0/mlflow/experiments/search", "/healthz/../graphql",
-    "/api/2.0/mlflow/experiments/search%00", "/api/2.0/mlflow/experiments/search#/health", "/v1/../v1/traces",
-    "/api/3.0/mlflow/server-info/../experiments/search", "/x/mlflow/server-info", "/static/../graphql",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "tricked",
+    [
+        "//api/2.0/mlflow/experiments/search",
+        "/api//2.0/mlflow/experiments/search",
+        "/static-files/../api/2.0/mlflow/experiments/search",
+        "/static-files/..%2fapi/2.0/mlflow/experiments/search",
+        "/static-files/%2e%2e/api/2.0/mlflow/experiments/search",
+        "/static-files;/../api/2.0/mlflow/experiments/search",
+        "/API/2.0/mlflow/experiments/search",
+        "/health/../api/2.0/mlflow/experiments/search",
+        "/health;/api/2.0/mlflow/experiments/search",
+        "/api/2.0/mlflow/experiments/search;.css",
+        "/api/2.0/mlflow/experiments/search/.",
+        "/api/2.0/mlflow/experiments%2fsearch",
+        "/%61pi/2.0/mlflow/experiments/search",
+        "\\api\\2.0\\mlflow\\experiments\\search",
+        "/static-files\\..\\api/2.0/mlflow/experiments/search",
+        "/./api/2.0/mlflow/experiments/search",
+        "/healthz/../graphql",
+        "/api/2.0/mlflow/experiments/search%00",
+        "/api/2.0/mlflow/experiments/search#/health",
+        "/v1/../v1/traces",
+        "/api/3.0/mlflow/server-info/../experiments/search",
+        "/x/mlflow/server-info",
+        "/static/../graphql",
+    ],
+)
 def test_path_tricks(target: Target, tricked: str) -> None:
     """No spelling of a path gets past the login, and none out of the prefix."""
     prefix = target.prefix
@@ -309,14 +342,26 @@ def test_path_tricks(target: Target, tricked: str) -> None:
 # --- names
 
 
-@pytest.mark.parametrize("headers", [
-    {"X_Forwarded_For": "127.0.0.1"}, {"X_Real_IP": "127.0.0.1"}, {"Forwarded": "for=127.0.0.1"},
-    {"X_Original_URL": "/health"}, {"X_Rewrite_URL": "/health"}, {"X_Forwarded_User": "admin"},
-    {"X_Forwarded_Prefix": "/static"}, {"X_Forwarded_Proto": "https"}, {"X_HTTP_Method_Override": "GET"},
-    {"X_Remote_User": "admin"}, {"Remote_User": "admin"}, {"X_Auth_Request_User": "admin"}, {"X_MLflow_Authorization": basic(("admin", "x"))},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"X_Forwarded_For": "127.0.0.1"},
+        {"X_Real_IP": "127.0.0.1"},
+        {"Forwarded": "for=127.0.0.1"},
+        {"X_Original_URL": "/health"},
+        {"X_Rewrite_URL": "/health"},
+        {"X_Forwarded_User": "admin"},
+        {"X_Forwarded_Prefix": "/static"},
+        {"X_Forwarded_Proto": "https"},
+        {"X_HTTP_Method_Override": "GET"},
+        {"X_Remote_User": "admin"},
+        {"Remote_User": "admin"},
+        {"X_Auth_Request_User": "admin"},
+        {"X_MLflow_Authorization": basic(("admin", "x"))},
+    ],
+)
 def test_headers_that_lie(target: Target, headers: dict[str, str]) -> None:
-    """Nobody becomes somebody, or another path, by a header; the assistant, which is for this machine only, stays shut."""
+    """Nobody becomes somebody, or another path, by a header; the assistant, for this machine only, stays shut."""
     answer = target.mlflow("GET", SEARCH, **headers)
     assert (answer.status == 200) == (target.answer("auth") == "none"), answer.status
     assistant = "/ajax-api/3.0/mlflow/assistant/providers/claude_code/health"
@@ -376,7 +421,7 @@ def test_clickjacking_and_sniffing(target: Target) -> None:
 
 
 def smuggled(host: str, path: str) -> dict[str, bytes]:
-    """Return requests of which two servers in a row might disagree where they end; GET /smuggled is what hides in them."""
+    """Return requests of which two servers in a row might disagree where they end; GET /smuggled hides in them."""
     inner = f"GET {path}/smuggled HTTP/1.1\r\nHost: {host}\r\n\r\n"
     size = len(inner)
     head = f"POST {path}/graphql HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
@@ -392,19 +437,16 @@ def smuggled(host: str, path: str) -> dict[str, bytes]:
         "CL.CL": head + f"Content-Length: 2\r\nContent-Length: {size + 2}\r\n\r\n{{}}{inner}",
         "CL plus": head + f"Content-Length: +{size + 2}\r\n\r\n{{}}{inner}",
         "bare LF": head + f"X: y\nContent-Length: {size + 2}\r\n\r\n{{}}{inner}",
-        "header in value": head + f"X: a\rTransfer-Encoding: chunked\r\nContent-Length: {len(chunked)}\r\n\r\n{chunked}",
+        "header in value": head
+        + f"X: a\rTransfer-Encoding: chunked\r\nContent-Length: {len(chunked)}\r\n\r\n{chunked}",
         "HTTP/1.0 TE": head.replace("1.1", "1.0", 1) + f"Transfer-Encoding: chunked\r\n\r\n{chunked}",
         "chunk extension": head + f"Transfer-Encoding: chunked\r\n\r\n2;\n{size:x}\r\n{{}}\r\n{chunked}",
-    }  # fmt: skip
+    }
     return {name: sample.encode("latin-1") for name, sample in samples.items()}
 
 
 def test_request_smuggling(target: Target) -> None:
-    """Nothing that hides in a body reaches the server as a request of its own: with a stranger's login in front of it.
-
-    A connection that carries two plain requests may be answered twice; the hidden one has no login, so where one is asked
-    for it could at most be refused. The server's own log (or the proxy's) says what each of them saw.
-    """
+    """What hides in a body is answered to its sender at most, like any second request; nobody's answers mix."""
     for name, sample in smuggled(target.host, target.prefix).items():
         received = target.raw(sample)
         statuses = re.findall(rb"HTTP/1\.[01] (\d{3})", received)
@@ -427,11 +469,27 @@ def test_pipelined_requests_are_answered_in_order(target: Target) -> None:
 
 
 ESCAPES = (
-    "../../../../etc/passwd", "..%2f..%2f..%2f..%2fetc%2fpasswd", "%2e%2e/%2e%2e/%2e%2e/etc/passwd", "..%252f..%252fetc%252fpasswd",
-    "..\\..\\..\\etc\\passwd", "..%5c..%5c..%5cetc%5cpasswd", "/etc/passwd", "%2fetc%2fpasswd", "C:/windows/win.ini", "file:///etc/passwd",
-    "file:%2f%2f%2fetc%2fpasswd", "1/../../../../etc/passwd", "1/%2e%2e%2f%2e%2e%2f%2e%2e%2fetc/passwd", "....//....//etc/passwd", "x%00/etc/passwd",
-    "1%0a/../../etc/passwd", "..;/..;/etc/passwd", "%c0%ae%c0%ae/etc/passwd", "#/etc/passwd", "http://127.0.0.1:5000/health",
-)  # fmt: skip
+    "../../../../etc/passwd",
+    "..%2f..%2f..%2f..%2fetc%2fpasswd",
+    "%2e%2e/%2e%2e/%2e%2e/etc/passwd",
+    "..%252f..%252fetc%252fpasswd",
+    "..\\..\\..\\etc\\passwd",
+    "..%5c..%5c..%5cetc%5cpasswd",
+    "/etc/passwd",
+    "%2fetc%2fpasswd",
+    "C:/windows/win.ini",
+    "file:///etc/passwd",
+    "file:%2f%2f%2fetc%2fpasswd",
+    "1/../../../../etc/passwd",
+    "1/%2e%2e%2f%2e%2e%2f%2e%2e%2fetc/passwd",
+    "....//....//etc/passwd",
+    "x%00/etc/passwd",
+    "1%0a/../../etc/passwd",
+    "..;/..;/etc/passwd",
+    "%c0%ae%c0%ae/etc/passwd",
+    "#/etc/passwd",
+    "http://127.0.0.1:5000/health",
+)
 
 
 def test_artifact_paths_stay_in_their_root(target: Target) -> None:
@@ -482,8 +540,11 @@ def test_artifact_paths_stay_in_their_root(target: Target) -> None:
         run_body = {"experiment_id": json.loads(made.text)["experiment_id"]}
         made = target.mlflow("POST", "/api/2.0/mlflow/runs/create", login, body=run_body)
         run_id = json.loads(made.text)["run"]["info"]["run_id"] if made.status == 200 else "x"
-        for path in (f"/api/2.0/mlflow/artifacts/list?run_id={run_id}", f"/get-artifact?run_uuid={run_id}&path=passwd",
-                     f"/get-artifact?run_uuid={run_id}&path=../../etc/passwd"):  # fmt: skip
+        for path in (
+            f"/api/2.0/mlflow/artifacts/list?run_id={run_id}",
+            f"/get-artifact?run_uuid={run_id}&path=passwd",
+            f"/get-artifact?run_uuid={run_id}&path=../../etc/passwd",
+        ):
             answer = target.mlflow("GET", path, login)
             assert "root:" not in answer.text and "passwd" not in re.sub("path=.*", "", answer.text), (
                 f"{location} {path}: {answer.text[:200]}"
@@ -497,9 +558,15 @@ def test_artifact_paths_stay_in_their_root(target: Target) -> None:
 def test_bad_json(target: Target, body: bytes) -> None:
     """A body that is no JSON, or another, is a fault of the sender and told so; no traceback comes back."""
     for method, path in (
-        ("POST", "/api/2.0/mlflow/experiments/search"), ("POST", "/api/2.0/mlflow/runs/log-batch"), ("PATCH", "/api/2.0/mlflow/registered-models/update"),
-        ("POST", "/api/3.0/mlflow/traces"), ("POST", "/v1/traces"), ("POST", "/graphql"), ("POST", "/ajax-api/3.0/jobs/search"), ("POST", "/gateway/mlflow/v1/chat/completions"),
-    ):  # fmt: skip
+        ("POST", "/api/2.0/mlflow/experiments/search"),
+        ("POST", "/api/2.0/mlflow/runs/log-batch"),
+        ("PATCH", "/api/2.0/mlflow/registered-models/update"),
+        ("POST", "/api/3.0/mlflow/traces"),
+        ("POST", "/v1/traces"),
+        ("POST", "/graphql"),
+        ("POST", "/ajax-api/3.0/jobs/search"),
+        ("POST", "/gateway/mlflow/v1/chat/completions"),
+    ):
         answer = target.mlflow(method, path, target.admin, body=body)
         assert "Traceback" not in answer.text and 'File "' not in answer.text, f"{path}: {answer.text[:300]}"
         assert answer.status < 500 or answer.status in (501, 503), (
@@ -527,7 +594,8 @@ def memory(it: Target) -> int:
 def test_a_body_of_10_gb(target: Target) -> None:
     """Nobody fills the memory: a giant is refused as soon as it is announced, or has come too far; others work on."""
     before = memory(target)
-    head = f"POST {target.prefix}/api/2.0/mlflow/runs/create HTTP/1.1\r\nHost: {target.host}\r\nContent-Type: application/json\r\n"
+    head = f"POST {target.prefix}/api/2.0/mlflow/runs/create HTTP/1.1\r\nHost: {target.host}\r\n"
+    head += "Content-Type: application/json\r\n"
     announced = target.raw((head + f"Content-Length: {10 << 30}\r\n\r\n").encode() + b"x" * 100_000)
     assert re.match(rb"HTTP/1\.1 4(01|13)", announced), announced[:300]
     piece, sent, received = b"100000\r\n" + b"x" * (1 << 20) + b"\r\n", 0, b""
@@ -610,16 +678,28 @@ for host in sys.argv[1].split(","):
             pass
 print(json.dumps(found))
 """
-KNOWN_PORTS = "22,80,443,2019,2379,5000,5432,7333,8080,8081,8333,8443,8888,9000,9001,9090,9333,18080,18333,18888,19333,27017,17777,8111"
+KNOWN_PORTS = (
+    "22,80,443,2019,2379,5000,5432,7333,8080,8081,8111,8333,8443,8888,9000,9001,9090,9333,17777,18080,18333,18888,19333"
+)
 
 
 def neighbour(it: Target, network: str, script: str, *words: str) -> str:
     """Run a Python program in a container that is on one of the stack's networks, and is none of the stack's."""
     image = it.stack.settings()["MLFLOW_IMAGE"]
     done = run(
-        "docker", "run", "--rm", "--network", f"{it.stack.name}_{network}", "--entrypoint", "python", image, "-c", script, *words,
+        "docker",
+        "run",
+        "--rm",
+        "--network",
+        f"{it.stack.name}_{network}",
+        "--entrypoint",
+        "python",
+        image,
+        "-c",
+        script,
+        *words,
         timeout=120,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -647,7 +727,8 @@ for user in ("postgres", "mlflow", "root", "admin"):
     for password in ("", "postgres", "mlflow", "password", "admin", user):
         for database in ("postgres", "mlflow", "template1"):
             try:
-                psycopg2.connect(host="postgres", user=user, password=password, dbname=database, connect_timeout=5).close()
+                who = {"host": "postgres", "user": user, "password": password, "dbname": database}
+                psycopg2.connect(**who, connect_timeout=5).close()
                 found.append(f"{user}:{password}@{database}")
             except psycopg2.OperationalError:
                 pass
@@ -675,11 +756,6 @@ def test_default_accounts(target: Target) -> None:
         return
     port = {"seaweedfs": 8333, "minio": 9000}[target.answer("artifact_store")]
     assert json.loads(neighbour(target, "data", DEFAULTS, f"http://object-store:{port}")) == []
-
-
-def logins() -> tuple[Login, ...]:
-    """Return who has no business here."""
-    return (None, UNKNOWN)
 
 
 def test_method_names(target: Target) -> None:
@@ -710,7 +786,7 @@ def test_webhooks_reach_nothing_inside(target: Target, url: str) -> None:
 
 @pytest.mark.parametrize("source", ["file:///etc", "/etc", "file:///proc/self", "relay:file:///etc"])
 def test_a_prompt_is_no_way_to_files(target: Target, source: str) -> None:
-    """CVE-2026-2614, CVE-2026-2033: a version of a model or prompt that claims to lie in /etc is refused, or shows nothing."""
+    """CVE-2026-2614, CVE-2026-2033: a version of a prompt that claims to lie in /etc is refused, or shows nothing."""
     name = f"prompt {source}"
     tags = [{"key": "mlflow.prompt.is_prompt", "value": "true"}, {"key": "mlflow.prompt.text", "value": "x"}]
     target.mlflow("POST", "/api/2.0/mlflow/registered-models/create", target.admin, body={"name": name, "tags": tags})
