@@ -42,6 +42,7 @@ lock: $(VENV)/copier.stamp ## raise every locked Python package: of the rendered
 	$(COMPILE) requirements.in -o requirements.txt
 	$(COMPILE) tests/requirements.in -o tests/requirements.txt
 	cd tests/clients && for client in *.in; do $(COMPILE) $$client -o $${client%.in}.txt || exit 1; done
+	cd tests/checkov && $(COMPILE) checkov.in -o checkov.txt
 
 release: $(VENV)/tests.stamp ## make a release: VERSION=1.2.0; run 'make test-all' before
 	@$(VENV)/bin/python scripts/release.py '$(VERSION)'

@@ -40,6 +40,7 @@ WATCHED: dict[str, tuple[str, ...]] = {
         *(f"template/stackops/stackops/{name}.py" for name in ("accounts", "guard", "grant", "app", "settings")),
         "template/scripts/users.sh.jinja",
         "template/nginx/*",
+        "template/caddy/*",
         "extensions/compose/*",
     ),
     "tests/e2e/test_rotate_secrets.py": (
@@ -52,10 +53,20 @@ WATCHED: dict[str, tuple[str, ...]] = {
         "template/object-store/init.sh.jinja",
         "extensions/questions/derived.yml",
     ),
+    "tests/e2e/test_attacks.py": (
+        "tests/e2e/attacks.py",
+        "template/stackops/stackops/*",
+        "template/nginx/*",
+        "template/caddy/*",
+        "template/compose.yaml.jinja",
+        "extensions/compose/*",
+        "extensions/questions/access.yml",
+    ),
     "tests/e2e/test_big_files.py::test_2_gib": (
         "template/stackops/stackops/app.py",
         "template/stackops/stackops/stores/*",
         "template/nginx/*",
+        "template/caddy/*",
     ),
 }
 # A change of these may break any of them.

@@ -108,15 +108,17 @@ def hosts_and_origins(it: Running) -> None:
     """The public name and the stack's own pages are answered; other names and other people's pages are not."""
     search, body = "/ajax-api/2.0/mlflow/experiments/search", b'{"max_results": 1}'
     own, strange = f"{it.stack.scheme}://{next(iter(it.stack.doors))}", "http://evil.example.net"
-    assert it.ask("/health").status == 200
+    inside = "http://127.0.0.1:5000/health"
+    assert it.inside(f"import urllib.request; print(urllib.request.urlopen('{inside}').status)").strip() == "200"
+    for path in ("/health", "/metrics") if it.answer("reverse_proxy") != "none" else ():
+        assert it.ask(path).status == 404, f"{path} is not for people outside"
     assert it.ask(search + "?max_results=1").status == 200
     assert it.ask(search, body).status == 200
     assert it.ask(search, body, Origin=own).status == 200
     assert it.ask(search + "?max_results=1", Host="evil.example.net").status == 403
-    for path in (search, search.replace("ajax-", "")):
-        assert it.ask(path, body, Origin=strange).status == 403, path
-    # MLflow itself looks at the origin of API calls only. For the others browsers ask first, and are not encouraged.
+    assert it.ask(search.replace("ajax-", ""), body, Origin=strange).status == 403
     for path in (search, "/graphql", "/v1/traces"):
+        assert it.ask(path, body, Origin=strange).status == 403, path
         asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
         allowed = it.ask(path, method="OPTIONS", Origin=strange, **asked).headers.get("Access-Control-Allow-Origin")
         assert allowed not in ("*", strange), f"{path}: {allowed}"
@@ -423,7 +425,7 @@ def a_missing_database_is_named(it: Running) -> None:
     try:
         answer = run("docker", "compose", "exec", "-T", "mlflow", "stackops", "ready", cwd=it.stack.folder)
         assert answer.returncode == 1 and "database" in answer.stderr, answer
-        assert it.ask("/health").status == 200
+        assert it.ask("/").status == 200, "the server itself lives"
     finally:
         it.stack.compose("start", "postgres")
     it.stack.compose("exec", "-T", "mlflow", "stackops", "ready", "--wait", "30")

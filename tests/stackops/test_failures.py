@@ -55,3 +55,20 @@ def test_only_artifacts_are_explained(path, status, monkeypatch):
         assert "make room" in json.loads(found.body)["message"]
     else:
         assert found.body == b"Internal Server Error"
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [(b"{", 400), (b"[]", 400), (b"\xff", 400), (b"[" * 100_000, 400), (b'{"a": 1}', 500), (b"", 500)],
+)
+def test_a_body_that_is_no_json_object_is_the_senders_fault(body, status):
+    from flask import Flask
+
+    app = Flask("test")
+    app.register_error_handler(500, failures.blame)
+
+    @app.post("/api")
+    def api():
+        raise TypeError("MLflow has stumbled")
+
+    assert app.test_client().post("/api", data=body, content_type="application/json").status_code == status

@@ -1,5 +1,5 @@
-"""The web application that `stackops serve` runs: MLflow's own, one route in front of its routes, and words
-for failures of the artifact store (failures.py).
+"""The web application that `stackops serve` runs: MLflow's own, one route in front of its routes, a screen in
+front of all (screen.py), and words for failures of the artifact store (failures.py).
 
 MLflow would fetch a whole artifact from the store into TMPDIR before it sends the first byte. Here a
 download passes through piece by piece, with its length announced, so that a client notices a broken one.
@@ -15,11 +15,12 @@ import posixpath
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from mlflow.exceptions import MlflowException
+from mlflow.server import app as flask_app
 from mlflow.server import artifact_router as theirs
 from mlflow.utils.mime_type_utils import _guess_mime_type
 from mlflow.utils.uri import validate_path_is_safe
 
-from stackops import failures, settings
+from stackops import failures, screen, settings
 
 router = APIRouter()
 
@@ -46,10 +47,11 @@ async def download_artifact(artifact_path: str) -> Response:
 
 def create_app() -> FastAPI:
     """Return the application, with logins and permissions where the stack has them."""
+    known = None
     if settings.accounts(os.environ):
         from mlflow.server import auth
 
-        app = auth.create_app()
+        app, known = auth.create_app(), auth._authenticate_fastapi_request
     else:
         from mlflow.server.fastapi_app import app
     if os.environ.get("STORE_URL"):
@@ -57,6 +59,9 @@ def create_app() -> FastAPI:
 
         presigned.register()
     app.add_exception_handler(Exception, failures.answer)
+    flask_app.register_error_handler(500, failures.blame)
+    if os.environ.get("MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE") != "true":
+        app.add_middleware(screen.Screen, known=known)
     # Files on the server's own disk MLflow sends without a copy.
     if hasattr(settings.store(os.environ), "read"):
         app.router.routes[:0] = router.routes

@@ -1,4 +1,6 @@
-"""What clients are told when the artifact store fails; MLflow itself would say Internal Server Error.
+"""What clients are told when the artifact store fails, or when they send something else than a JSON object.
+
+MLflow itself would say Internal Server Error.
 
 The stock client tries again at 500 and 503, for minutes, and then tells how often it tried but not why. So a
 failure that may pass is answered with 503, and so is a store that nobody reaches: it may come back. A
@@ -7,6 +9,7 @@ and shows the sentence.
 """
 
 import errno
+import json
 import os
 import time
 from collections.abc import Mapping
@@ -18,6 +21,7 @@ from stackops.errors import one_line
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
+    from werkzeug.exceptions import InternalServerError
 
 LASTING = 30
 """Seconds of failures after which one no longer passes by itself."""
@@ -70,3 +74,21 @@ async def answer(request: "Request", error: Exception) -> "Response":
         return PlainTextResponse("Internal Server Error", 500)
     status, text = verdict(error, os.environ, TROUBLE, time.monotonic())
     return JSONResponse({"error_code": "TEMPORARILY_UNAVAILABLE", "message": text}, status)
+
+
+def is_object(body: bytes) -> bool:
+    """Whether a body is a JSON object, as MLflow's API takes them."""
+    try:
+        return isinstance(json.loads(body), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def blame(error: "InternalServerError") -> "InternalServerError | tuple[dict[str, str], int]":
+    """Answer a request of MLflow's API that raised an exception: 400 if its body is no JSON object."""
+    from flask import request
+
+    body = request.get_data()
+    if not body or request.form or is_object(body):
+        return error
+    return {"error_code": "BAD_REQUEST", "message": "The body of the request must be a JSON object"}, 400
