@@ -116,9 +116,9 @@ MANY = "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i <
 SESSIONS = (
     "FROM pg_stat_activity a WHERE datname = current_database() AND pid <> pg_backend_pid() AND usename = 'mlflow'"
 )
-COPIES = f"{SESSIONS} AND query ILIKE 'COPY%metrics%'"
+COPIES = f"{SESSIONS} AND query ILIKE '%copy metrics %'"
 COMPARES = f"{SESSIONS} AND EXISTS (SELECT FROM pg_locks l WHERE l.pid = a.pid AND mode = 'AccessExclusiveLock')"
-MAKES = f"{SESSIONS} AND EXISTS (SELECT FROM pg_tables WHERE schemaname = 'mlflow_incoming')"
+MAKES = f"{COMPARES} AND EXISTS (SELECT FROM pg_namespace WHERE nspname = 'mlflow_incoming')"
 # Which step is struck, when, and how; what the command says afterwards, or nothing if it was killed itself.
 STRIKES = {
     "pgloader-is-cut": ("load", COPIES, "cut", "source and target differ"),
@@ -132,7 +132,8 @@ STRIKES = {
 
 def struck(mover, command: list[str], when: str, how: str) -> str:
     """Run a step, and cut its connection or kill it when `when` has rows; return what it said to standard error."""
-    process = subprocess.Popen(command, env=mover.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    env = None if command[0] == "docker" else mover.environment()
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     hit = False
     while process.poll() is None and not hit:
         if how == "cut":
@@ -142,8 +143,8 @@ def struck(mover, command: list[str], when: str, how: str) -> str:
                 moving.run("docker", "kill", "--signal", "KILL", f"mlflow-stack-test-{mover.database}", check=True)
             else:
                 process.kill()
-    assert hit, "it was over too soon"
     _, error = process.communicate(timeout=120)
+    assert hit, f"it was over too soon: {error.decode()}"
     return error.decode()
 
 
