@@ -22,6 +22,7 @@ WATCHED: dict[str, tuple[str, ...]] = {
         "template/scripts/migrate.sh.jinja",
         "template/pgloader/*",
         "extensions/compose/pgloader.yaml.jinja",
+        "tests/clients/*",
     ),
     "tests/e2e/test_artifacts_move.py": (
         "template/transfer/*",

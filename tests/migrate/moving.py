@@ -1,6 +1,7 @@
 """What the tests of `stackops migrate` share: a server to move into, stores to move, and the command itself."""
 
 import base64
+import functools
 import os
 import secrets
 import shutil
@@ -12,7 +13,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import jinja2
 import psycopg2
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = ROOT / "template" / "stackops"
@@ -88,6 +91,20 @@ def make_schema(server: Server, database: str, users: bool = False) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@functools.cache
+def pgloader_image() -> str:
+    """Return the image of pgloader, built as a stack builds it."""
+    name = "mlflow-stack-test-migrate-pgloader"
+    text = (ROOT / "template/pgloader/Dockerfile.jinja").read_text()
+    versions = yaml.safe_load((ROOT / "extensions/data/versions.yml").read_text())
+    dockerfile = jinja2.Template(text, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True).render(
+        versions=versions, uses_managed_postgres=True
+    )
+    done = run("docker", "build", "--tag", name, "--file", "-", str(ROOT / "template/pgloader"), input=dockerfile)
+    assert done.returncode == 0, done.stderr
+    return name
+
+
 @dataclass
 class Mover:
     """`stackops migrate` into one database of the server."""
@@ -126,6 +143,25 @@ class Mover:
             "--backups",
             str(self.folder / "backups"),
         ]
+
+    def pgloader(self) -> list[str]:
+        """Return the command that loads what was prepared, in a container that is removed afterwards."""
+        own = {"DB_HOST": "127.0.0.1", "DB_PORT": 5432, "DB_NAME": self.database, "DB_USER": "mlflow"}
+        settings = {**own, "DB_SSLMODE": "prefer"}
+        return [
+            "docker", "run", "--rm", "--name", f"mlflow-stack-test-{self.database}", "--user", f"{os.getuid()}",
+            "--network", f"container:{self.server.container}", "--memory", "2g", "--tmpfs", "/tmp", "--read-only",
+            "--volume", f"{self.folder}:/var/tmp:ro", "--volume", f"{self.folder}/secrets:/run/secrets:ro",
+            *(word for name, value in settings.items() for word in ("--env", f"{name}={value}")), pgloader_image(),
+        ]  # fmt: skip
+
+    def load(self, *words: object, engine: str = "copy", fails: bool = False) -> str:
+        """Move with the engine, in the steps of scripts/migrate.sh; return what the command said."""
+        if engine == "copy":
+            return self.run(*words, fails=fails)
+        self.run(*words, "--stage", "prepare")
+        (self.folder / "pgloader.log").write_text(run(*self.pgloader()).stdout)
+        return self.run(*words, "--stage", "finish", fails=fails)
 
     def run(self, *words: object, fails: bool = False, stdin: str = "", **env: str) -> str:
         """Run the command, which must succeed, or fail with one sentence; return its output."""

@@ -16,6 +16,9 @@ from typing import Any
 
 import psycopg2
 
+# What MLflow's own upgrades move elsewhere: the trace's name is a column of trace_info from 3.17 on.
+STAYS = {"trace_tags": " WHERE key <> 'mlflow.traceName'"}
+
 
 def plain(kind: str, value: Any) -> Any:
     """Return a value in a form in which equal means equal: floats by their bits, JSON by its text."""
@@ -36,8 +39,11 @@ def plain(kind: str, value: Any) -> Any:
     return value
 
 
-def differences(sqlite: Path, dsn: str, tables: set[str] | None = None) -> list[str]:
-    """Return what differs, one line a table; `tables` limits it, and the revision is compared as a table."""
+def differences(sqlite: Path, dsn: str, tables: set[str] | None = None, older: bool = False) -> list[str]:
+    """Return what differs, one line a table; `tables` limits it, and the revision is compared as a table.
+
+    With `older`, the columns are compared that the SQLite file has.
+    """
     found = []
     with closing(sqlite3.connect(sqlite)) as left, closing(psycopg2.connect(dsn)) as right, right.cursor() as cursor:
         cursor.execute(
@@ -47,19 +53,49 @@ def differences(sqlite: Path, dsn: str, tables: set[str] | None = None) -> list[
         columns: dict[str, list[tuple[str, str]]] = {}
         for table, name, kind in cursor.fetchall():
             columns.setdefault(table, []).append((name, kind))
+        if older:
+            owned = {t: {c[1] for c in left.execute(f'PRAGMA table_info("{t}")')} for t in columns}
+            columns = {t: kept for t, own in columns.items() if (kept := [c for c in own if c[0] in owned[t]])}
         for table in sorted(tables or columns):
             names = [name for name, _ in columns[table]]
             kinds = [kind for _, kind in columns[table]]
             wanted = ", ".join(f'"{name}"::text' if kind == "json" else f'"{name}"' for name, kind in columns[table])
-            cursor.execute(f'SELECT {wanted} FROM "{table}"')
+            only = STAYS.get(table, "") if older else ""
+            cursor.execute(f'SELECT {wanted} FROM "{table}"{only}')
             there = Counter(tuple(map(plain, kinds, row)) for row in cursor.fetchall())
             wanted = ", ".join(f'"{name}"' for name in names)
-            rows = left.execute(f'SELECT {wanted} FROM "{table}"').fetchall()
+            rows = left.execute(f'SELECT {wanted} FROM "{table}"{only}').fetchall()
             here = Counter(tuple(map(plain, kinds, row)) for row in rows)
             if here != there:
                 found.append(
                     f"{table}: only in SQLite {list(here - there)[:2]}, only in PostgreSQL {list(there - here)[:2]}"
                 )
+    return found
+
+
+def lost(old: str, new: str) -> list[str]:
+    """Return what of the database `old` is not in `new`: for each table, the columns that both have, as text."""
+    columns: list[dict[str, list[str]]] = []
+    found = []
+    with closing(psycopg2.connect(old)) as left, closing(psycopg2.connect(new)) as right:
+        for connection in (left, right):
+            columns.append({})
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'public' "
+                    "AND is_generated = 'NEVER' ORDER BY 1, ordinal_position"
+                )
+                for table, name in cursor.fetchall():
+                    columns[-1].setdefault(table, []).append(name)
+        for table, names in columns[0].items():
+            common = ", ".join(f'"{name}"::text' for name in names if name in columns[1].get(table, []))
+            rows = []
+            for connection in (left, right):
+                with connection.cursor() as cursor:
+                    cursor.execute(f'SELECT {common} FROM "{table}"{STAYS.get(table, "")}')
+                    rows.append(Counter(cursor.fetchall()))
+            if rows[0] != rows[1]:
+                found.append(f"{table}: only {list(rows[0] - rows[1])[:2]}, instead {list(rows[1] - rows[0])[:2]}")
     return found
 
 

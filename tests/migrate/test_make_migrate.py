@@ -1,7 +1,11 @@
 """`make migrate` in a rendered stack, as the README prints it: from a laptop's file and folder, with both engines."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -134,6 +138,36 @@ def test_what_pgloader_loses_is_said_and_undone(team, laptop, tmp_path):
     assert rows(team, "SELECT count(*) FROM metrics") == before
     assert rows(team, "SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'mlflow%'") == "0"
     team.make("status")
+
+
+def test_after_kill_9_make_up_brings_the_server_back(team, laptop):
+    runs = rows(team, "SELECT count(*) FROM runs")
+    process = subprocess.Popen(
+        ["make", "migrate", f"FROM={laptop}/mlflow.db", "REPLACE=1"], cwd=team.folder, start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while process.poll() is None and team.compose("ps", "--status", "running", "--quiet", "mlflow").strip():
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it was over too soon"
+    assert not team.compose("ps", "--status", "running", "--quiet", "mlflow").strip()
+    team.make("up")
+    team.make("check")
+    assert int(rows(team, "SELECT count(*) FROM runs")) >= int(runs)
+
+
+def test_a_password_from_a_passfile(team, tmp_path):
+    """The check only: what it reads is this very database."""
+    passfile = tmp_path / "pgpass"
+    address = "FROM=postgresql+psycopg2://mlflow@postgres:5432/mlflow"
+    password = team.secret("db_password").replace("\\", "\\\\").replace(":", "\\:")
+    passfile.write_text(f"elsewhere:5432:*:mlflow:wrong\npostgres:5432:mlflow:mlflow:{password}\n")
+    said = team.make("migrate-check", address, "REPLACE=1", env={"PGPASSFILE": str(passfile)})
+    assert "PostgreSQL, schema" in said
+    passfile.write_text(f"elsewhere:5432:*:mlflow:{password}\n")
+    said = team.make("migrate-check", address, "REPLACE=1", env={"PGPASSFILE": str(passfile)}, fails=True)
+    assert "no password supplied" in said and password not in said
+    assert "cannot be read" in team.make("migrate-check", address, env={"PGPASSFILE": "/nowhere"}, fails=True)
 
 
 @pytest.mark.parametrize(

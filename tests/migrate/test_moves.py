@@ -130,6 +130,15 @@ def test_from_one_postgres_to_another(mover, another, rich_store):
     assert oracle.schema(mover.server.container, other.database) == oracle.fresh(mover.server.container)
 
 
+def test_a_passfile_in_place_of_the_password(mover, another):
+    other, password = another(), moving.PASSWORD.replace("\\", "\\\\").replace(":", "\\:")
+    uri = f"postgresql+psycopg2://mlflow@127.0.0.1:{mover.server.port}/{other.database}"
+    lines = f"elsewhere:*:*:mlflow:wrong\n127.0.0.1:{mover.server.port}:{other.database}:mlflow:{password}\n"
+    assert "PostgreSQL, schema" in mover.run(uri, "--check", "--passfile-stdin", stdin=lines)
+    said = mover.run(uri, "--check", "--passfile-stdin", stdin="elsewhere:*:*:mlflow:wrong\n", fails=True)
+    assert "no password supplied" in said
+
+
 def test_a_password_in_the_address_is_refused(mover):
     said = mover.run("postgresql+psycopg2://mlflow:geheim@127.0.0.1/x", fails=True)
     assert "PASSWORD_FILE" in said and "geheim" not in said

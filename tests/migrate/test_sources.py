@@ -27,7 +27,7 @@ client.delete_experiment(client.create_experiment("deleted"))
 client.create_registered_model("registered")
 """
 # What MLflow 2.22 and 3.7 left behind, and the newest but one.
-OLDER = {"2.22": "0584bdc529eb", "3.7": "1bd49d398cd23", "newest but one": "75868b020152"}
+OLDER = {"2.22": "0584bdc529eb", "3.7": "bf29a5ff90ea", "newest but one": "75868b020152"}
 OLD_SCHEMA = """
 import sys
 from alembic import command

@@ -19,7 +19,7 @@ from pathlib import Path
 from stackops import artifact_uris, settings
 from stackops.backends import postgres
 from stackops.errors import StackError, one_line
-from stackops.migration import hazards, load, pgloader, prepare, source, target
+from stackops.migration import hazards, load, older, pgloader, prepare, source, staging, target
 
 HELP = "move another MLflow's rows into this stack's database"
 BACKUPS = "/backups"
@@ -53,6 +53,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--password-stdin",
         action="store_true",
         help="read the source database's password from standard input",
+    )
+    parser.add_argument(
+        "--passfile-stdin", action="store_true", help="read a passfile of libpq's from standard input instead"
     )
     parser.add_argument(
         "--backups", metavar="FOLDER", default=BACKUPS, help=f"where backups go (default: {BACKUPS})"
@@ -176,7 +179,7 @@ def run(args: argparse.Namespace) -> None:
     wanted, repairs = mapping(args.artifacts), fixes(args.fix)
     with target.opened(env) as place, load.explained(place), prepare.workplace(args.stage) as work:
         if args.stage == "finish":
-            report = finish(place, work, args, say)
+            report = finish(place, work, args, env, say)
         else:
             with opened_source(args, env, place, work, wanted, repairs, say) as (rows, report):
                 names = look(rows, place, report)
@@ -186,7 +189,7 @@ def run(args: argparse.Namespace) -> None:
                 if args.stage == "prepare":
                     hand_over(rows, place, names, env, work)
                     return
-                move(rows, place, names, args, say)
+                move(rows, place, names, args, env, say)
     if args.json:
         print(report.as_json(), flush=True)
     say(f"moved {sum(report.rows.values()):,} rows in {time.monotonic() - started:.1f} s")
@@ -273,13 +276,16 @@ def refuse_changes(kind: str, wanted, repairs) -> None:
 
 def other_database(args, env) -> source.Postgres:
     """Connect to the source database; its password goes into a private file of its own for libpq."""
-    passfile = None
-    if args.password_stdin:
+    passfile = str(settings.runtime_dir(env) / "pgpass-source")
+    if args.passfile_stdin:
+        settings.write_private({passfile: sys.stdin.read()})
+    elif args.password_stdin:
         from sqlalchemy.engine import make_url
 
         password = sys.stdin.readline().rstrip("\r\n")
-        passfile = str(settings.runtime_dir(env) / "pgpass-source")
         settings.write_private({passfile: postgres.passfile(make_url(args.source).username or "*", password)})
+    else:
+        passfile = None
     return source.Postgres(args.source, passfile)
 
 
@@ -316,23 +322,33 @@ def look(rows, place: target.Target, report: Report) -> list[str]:
                 )
             report.notes.append("MLflow's users stay behind: this stack does not use them")
             continue
-        if revision != place.parts[part]:
+        newest = place.parts[part]
+        if revision not in source.history(part).known:
             raise StackError(
-                f"{rows.called} has the schema {revision} and this stack {place.parts[part]}; "
-                "bring the source to this stack's MLflow version first (mlflow db upgrade)"
+                f"{rows.called} comes from a newer MLflow than this stack's (schema {revision}); "
+                "raise the stack's version first"
+            )
+        if revision != newest and part == "users":
+            raise StackError(
+                f"MLflow's users in {rows.called} have the schema {revision} and this stack's {newest}; "
+                "bring a copy of that database to this MLflow version first (mlflow.server.auth db upgrade)"
             )
         own = place.mlflow_tables(part)
+        report.revision = revision
+        if revision != newest:
+            report.notes.append(f"the schema {revision} is older: a copy of the rows goes to {newest}")
+            names |= own
+            continue
         for name in sorted(own - set(rows.tables)):
             report.found.append(
                 hazards.Hazard("missing-table", name, "", 0, "", "the source has no such table", "")
             )
         names |= own & set(rows.tables)
-        report.revision = revision
     known = names | {name for part in source.PARTS for name in target.own_tables(part)}
     for name in sorted(set(rows.tables) - known):
         if count := rows.total(name):
             report.notes.append(f"{name} is no table of MLflow's and stays behind ({count:,} rows)")
-    report.rows = {name: rows.total(name) for name in sorted(names)}
+    report.rows = {name: rows.total(name) for name in sorted(names & set(rows.tables))}
     for table, secret in (("secrets", "crypto_kek_passphrase"), ("webhooks", "webhook_encryption_key")):
         if report.rows.get(table):
             report.notes.append(f"{table} are encrypted: put the key of the old server into secrets/{secret}")
@@ -347,10 +363,18 @@ def full(place: target.Target, occupied: dict[str, int]) -> StackError:
     )
 
 
-def move(rows, place: target.Target, names: list[str], args, say) -> None:
+def move(rows, place: target.Target, names: list[str], args, env, say) -> None:
     """Load and verify; with --replace, write a backup first. Raises StackError; then nothing was changed."""
+    if older.is_older(rows, place):
+        with staging.undone(env, place):
+            target.wait_for_silence(place)
+            older.bring(place, rows, env, say)
+            reserve(place, names, args, say)
+            users = sorted(target.own_tables("users") & set(names)) if "users" in rows.parts else []
+            older.finish(place, rows, users, say)
+        return
     reserve(place, names, args, say)
-    pgloader.drop_schema(place)
+    staging.drop(place)
     load.load(place, rows, names, say)
 
 
@@ -374,14 +398,15 @@ def hand_over(rows, place: target.Target, names: list[str], env, work: Path) -> 
             "pgloader loads only MLflow's SQLite files and folders; leave ENGINE out for this source"
         )
     target.wait_for_silence(place)
-    pgloader.make_schema(place, env)
     pgloader.save(work, names)
+    staging.make(place, env)
 
 
-def finish(place: target.Target, work: Path, args, say) -> Report:
+def finish(place: target.Target, work: Path, args, env, say) -> Report:
     """Do what comes after pgloader. Raises StackError; then the old tables are as they were."""
     names = pgloader.remembered(work)
-    with closing(source.SQLite(work / "copy.db", args.called or args.source)) as rows:
+    called = args.called or args.source
+    with staging.undone(env, place), closing(source.SQLite(work / "copy.db", called)) as rows:
         reserve(place, names, args, say)
         pgloader.finish(place, rows, names, say)
         return Report(

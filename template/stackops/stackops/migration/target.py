@@ -75,8 +75,7 @@ def opened(env: Mapping[str, str]) -> Iterator[Target]:
     try:
         connection.set_client_encoding("UTF8")
         with connection.cursor() as cursor:
-            for statement in SETTINGS:
-                _try(cursor, statement)
+            settle(cursor)
             cursor.execute("SHOW server_encoding")
             if cursor.fetchone()[0] != "UTF8":
                 raise StackError(
@@ -98,6 +97,12 @@ def opened(env: Mapping[str, str]) -> Iterator[Target]:
         yield Target(connection, tables, parts, called)
     finally:
         connection.close()
+
+
+def settle(cursor) -> None:
+    """Give the transaction the settings of a move; each transaction needs them anew."""
+    for statement in SETTINGS:
+        _try(cursor, statement)
 
 
 def _try(cursor, statement: str) -> None:
