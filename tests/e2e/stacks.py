@@ -35,8 +35,8 @@ def run(
     return subprocess.run(command, cwd=cwd, env=clean | dict(env or {}), **options)
 
 
-# Below the ports that the kernel gives to outgoing connections: a stack binds its port only when its image is built, and
-# until then one of those could take it. Each process has a stretch of its own.
+# Below the ports that the kernel gives to outgoing connections: a stack binds its port only when its image is built,
+# and until then one of those could take it. Each process has a stretch of its own.
 PORTS = itertools.count(12000 + os.getpid() % 100 * 200)
 
 
