@@ -86,10 +86,10 @@ def python(script: str, *arguments: str, folder: Path, env: Mapping[str, str]) -
     return done.stdout
 
 
-def contents(stack: Stack) -> dict[str, Any]:
+def contents(one: Stack) -> dict[str, Any]:
     """Return everything that a client finds in a stack; it saw nothing but what the stack publishes."""
-    found = json.loads(stack.client(INVENTORY).splitlines()[-1])
-    assert stack.fence_log() == []
+    found = json.loads(one.client(INVENTORY).splitlines()[-1])
+    assert one.fence_log() == []
     return found
 
 
@@ -179,20 +179,45 @@ def test_team_to_cloud(team: Team) -> None:
         assert contents(team.stack) == team.before
 
 
-def test_back_to_the_laptop(team: Team) -> None:
-    """The folder that was moved from still serves all of it."""
-    shutil.move(team.stack.folder.parent / "laptop", team.home)
-    port, pid = free_port(), team.home / "server.pid"
-    server = f"setsid mlflow server --port {port} --workers 1 >server.log 2>&1 & echo $! >{pid}"
-    shell = Shell(team.home, team.env, {"/Users/ann/fraud": str(team.home), "mlflow server": server})
+@contextlib.contextmanager
+def way_back(page: str, home: Path, env: Mapping[str, str], printed: str, command: str) -> Iterator[dict[str, str]]:
+    """Start the old server in its folder as a page prints it; give back the environment of a client of it.
+
+    Where `printed` stands, the same command runs in the background and at a port of the tests' own.
+    """
+    port, pid = free_port(), home / "server.pid"
+    there = f"setsid {command} --port {port} --workers 1 >server.log 2>&1 & echo $! >{pid}"
+    user = f"/{home.relative_to(home.parents[2])}"
+    shell = Shell(home, env, {user: str(home), printed: there})
     try:
-        shell.play(PAGES / "laptop-to-team.md", start=BACK)
+        shell.play(PAGES / page, start=BACK)
         wait_for_server(port)
-        there = team.env | {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}
-        assert json.loads(python(INVENTORY, folder=team.home, env=there).splitlines()[-1]) == team.before
+        yield dict(env) | {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}
     finally:
         shell.close()
         os.killpg(int(pid.read_text()), signal.SIGTERM)
+
+
+def test_back_to_the_laptop(team: Team) -> None:
+    """The folder that was moved from still serves all of it."""
+    shutil.move(team.stack.folder.parent / "laptop", team.home)
+    with way_back("laptop-to-team.md", team.home, team.env, "mlflow server", "mlflow server") as there:
+        assert json.loads(python(INVENTORY, folder=team.home, env=there).splitlines()[-1]) == team.before
+
+
+def test_a_stack_of_ones_own(team: Team, tmp_path: Path) -> None:
+    """A stack with SQLite and local artifacts moves in as it is, over what is there; its server then rests."""
+    with stack(tmp_path, "j-solo", {}) as solo:
+        solo.up()
+        solo.client(history.WRITE, "solo", "[]")
+        before = contents(solo)
+        team.stack.make("artifacts-move", f"FROM={solo.folder}")
+        said = team.stack.make("migrate", f"FROM={solo.folder}", "REPLACE=1")
+        assert f"the way back: make -C {solo.folder} up" in said
+        assert contents(team.stack) == before
+        assert solo.compose("ps", "--status", "running", "--quiet", "mlflow") == ""
+        solo.make("up")
+        assert contents(solo) == before
 
 
 OLD = (
@@ -214,7 +239,8 @@ def test_mlruns_to_postgres(tmp_path: Path) -> None:
     engine()
     env, home = environment(), tmp_path / "Users" / "bob" / "churn"
     home.mkdir(parents=True)
-    done = run(installed("mlflow-2.22"), "-c", OLD, "write=old", "write=other", cwd=home)
+    old = installed("mlflow-2.22")
+    done = run(old, "-c", OLD, "write=old", "write=other", cwd=home)
     assert done.returncode == 0, done.stderr
     before = python(INVENTORY, folder=home, env=env | {"MLFLOW_TRACKING_URI": f"file://{home}/mlruns", **FILE_STORE})
     shutil.move(home, tmp_path / "old")
@@ -229,3 +255,7 @@ def test_mlruns_to_postgres(tmp_path: Path) -> None:
         shell.play(PAGES / "mlruns.md", end=BACK)
         assert contents(tracking) == json.loads(before.splitlines()[-1])
     shell.close()
+    shutil.move(tmp_path / "old", home)
+    with way_back("mlruns.md", home, env, "mlflow ui", f"{Path(old).parent}/mlflow ui") as there:
+        read = run(old, "-c", WORDS, "read=old", "read=other", cwd=home, env=there)
+        assert read.returncode == 0, read.stderr
