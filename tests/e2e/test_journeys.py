@@ -212,12 +212,16 @@ def test_a_stack_of_ones_own(team: Team, tmp_path: Path) -> None:
         solo.client(history.WRITE, "solo", "[]")
         before = contents(solo)
         team.stack.make("artifacts-move", f"FROM={solo.folder}")
+        # Refused: then both servers run as before.
+        assert "REPLACE=1" in team.stack.make("migrate", f"FROM={solo.folder}", fails=True)
+        assert "ready" in solo.make("status") and "ready" in team.stack.make("status")
         said = team.stack.make("migrate", f"FROM={solo.folder}", "REPLACE=1")
         assert f"the way back: make -C {solo.folder} up" in said
         assert contents(team.stack) == before
         assert solo.compose("ps", "--status", "running", "--quiet", "mlflow") == ""
         solo.make("up")
         assert contents(solo) == before
+        assert "is this very stack" in team.stack.make("migrate", "FROM=.", fails=True)
 
 
 OLD = (
