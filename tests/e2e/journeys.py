@@ -18,6 +18,8 @@ MARK = "what follows a command, and nothing else:"
 # What is printed as it was once seen, and is different each time -> what it must look like.
 VARIABLE = {
     r"\d[\d,]*(?:\.\d+)? (?:s|rows/s|[kMG]?B(?:/s)?|bytes)\b": r"\d[\d,]*(?:\.\d+)? (?:s|rows/s|[kMG]?B(?:/s)?|bytes)",
+    # How many files a model or a trace has is the client's affair.
+    r"\d[\d,]* (?:objects|were there)": r"\d[\d,]* (?:objects|were there)",
     r"\b[0-9a-f]{32}\b": r"[0-9a-f]{32}",  # ids of runs
     r"\b\d{18}\b": r"\d{18}",  # ids of experiments in an mlruns folder
     r"\d{8}-\d{6}": r"\d{8}-\d{6}",  # a time in a file's name
