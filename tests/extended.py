@@ -24,6 +24,18 @@ WATCHED: dict[str, tuple[str, ...]] = {
         "extensions/compose/pgloader.yaml.jinja",
         "tests/clients/*",
     ),
+    "tests/e2e/test_journeys.py": (
+        "docs/journeys/*",
+        "tests/e2e/journeys.py",
+        "tests/e2e/inventory.py",
+        "template/stackops/stackops/migrat*",
+        "template/stackops/stackops/artifact_uris.py",
+        "template/stackops/stackops/prove.py",
+        "template/transfer/*",
+        "template/scripts/migrate.sh.jinja",
+        "template/scripts/artifacts-move.sh.jinja",
+        "template/scripts/other-stack.sh.jinja",
+    ),
     "tests/e2e/test_artifacts_move.py": (
         "template/transfer/*",
         "template/scripts/artifacts-move.sh.jinja",

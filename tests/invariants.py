@@ -54,6 +54,7 @@ ALWAYS = {
     "scripts/eject.sh",
     "scripts/init.sh",
     "scripts/lint.sh",
+    "scripts/other-stack.sh",
     "scripts/rotate-secrets.sh",
     "scripts/up.sh",
     "scripts/update.sh",
@@ -321,7 +322,7 @@ ALLOWED: tuple[tuple[str, str, re.Pattern[str]], ...] = (
     # 'make artifacts-move' is about the stores that were not chosen; its journal is a SQLite file.
     *(
         (part, path, re.compile(r"(?s).*"))
-        for part in ("local artifacts", "S3", "Azure", "Google", "sqlite")
+        for part in ("local artifacts", "our own object store", "S3", "Azure", "Google", "sqlite")
         for path in ("transfer/", "scripts/artifacts-move.sh", "mlflow/requirements/transfer.in")
     ),
     # stackops reads the login's password in its core, for whichever of the two logins there is.

@@ -1,5 +1,6 @@
 """Clients of earlier MLflow versions log to a stack of today, and read what others logged; and the other way round."""
 
+import fcntl
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,15 +74,25 @@ print("version", mlflow.__version__)
 
 
 def installed(name: str) -> str:
-    """Install tests/clients/NAME.txt into build/clients/NAME; return its Python."""
+    """Install tests/clients/NAME.txt into build/clients/NAME, unless it is there; return its Python.
+
+    One process at a time: other tests use it too.
+    """
     folder, lock = ROOT / "build" / "clients" / name, ROOT / "tests" / "clients" / f"{name}.txt"
-    python = str(folder / "bin" / "python")
-    for words in (
-        ["venv", "--clear", "--python", sys.executable, str(folder)],
-        ["pip", "install", "--python", python, "--require-hashes", "-r", str(lock)],
-    ):
-        done = run(sys.executable, "-m", "uv", *words)
-        assert done.returncode == 0, done.stderr
+    python, stamp = str(folder / "bin" / "python"), folder / "installed"
+    wanted = f"{sys.executable} {sys.version}\n{lock.read_text()}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_name(f"{name}.lock"), "w") as gate:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        if stamp.exists() and stamp.read_text() == wanted:
+            return python
+        for words in (
+            ["venv", "--clear", "--python", sys.executable, str(folder)],
+            ["pip", "install", "--python", python, "--require-hashes", "-r", str(lock)],
+        ):
+            done = run(sys.executable, "-m", "uv", *words)
+            assert done.returncode == 0, done.stderr
+        stamp.write_text(wanted)
     return python
 
 

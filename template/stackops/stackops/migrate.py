@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import sys
 import time
 import warnings
@@ -297,6 +298,7 @@ def mend(rows: source.SQLite, place: target.Target, wanted, repairs, report: Rep
             report.renumbered = prepare.renumber(rows.connection)
         for uri, count in prepare.locations(rows.connection).items():
             report.locations.append({"from": uri, "rows": count, "to": artifact_uris.rewrite(uri, wanted)})
+        report.notes += [elsewhere(p["from"]) for p in report.locations if not p["to"] and on_disk(p["from"])]
         if wanted:
             prepare.rewrite(rows.path, wanted)
     report.found = hazards.find(rows, found)
@@ -304,6 +306,19 @@ def mend(rows: source.SQLite, place: target.Target, wanted, repairs, report: Rep
     if asked:
         prepare.repair(rows, found, asked, repairs, say)
         report.found = hazards.find(rows, found)
+
+
+def on_disk(uri: str) -> bool:
+    """Whether an artifact location is a folder, so that clients would look for it on their own disks."""
+    return uri.startswith("file:") or not re.match(r"[a-z][\w+.-]+:", uri)
+
+
+def elsewhere(uri: str) -> str:
+    """Return the advice for artifacts in a folder that nobody mapped."""
+    return (
+        f"the artifacts in {uri} are files of the old machine; bring them with make artifacts-move, "
+        f"and add ARTIFACTS={uri}=mlflow-artifacts:"
+    )
 
 
 def look(rows, place: target.Target, report: Report) -> list[str]:
