@@ -64,14 +64,19 @@ def part_size(size: int) -> int:
 
 def parts(pieces: Iterable[bytes], length: int) -> Iterator[bytes]:
     """Join and cut `pieces` into parts of `length` bytes; the last may be shorter."""
-    held = bytearray()
+    held, size = [], 0
     for piece in pieces:
-        held += piece
-        while len(held) >= length:
-            yield bytes(held[:length])
-            del held[:length]
+        while size + len(piece) >= length:
+            held.append(piece[: length - size])
+            piece = piece[length - size :]
+            part, held, size = b"".join(held), [], 0
+            yield part
+            del part  # while the next one comes in, this one would be in memory too
+        if piece:
+            held.append(piece)
+            size += len(piece)
     if held:
-        yield bytes(held)
+        yield b"".join(held)
 
 
 class Digest:
