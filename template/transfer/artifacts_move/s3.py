@@ -79,12 +79,14 @@ class Store:
         upload = {**place, "UploadId": self.client.create_multipart_upload(**place, **extra)["UploadId"]}
         repeated = {k: v for k, v in extra.items() if k in PART_ARGUMENTS}
         ahead: list[Future] = []
+        arrived = 0
         try:
             for number, part in enumerate(parts(pieces, part_size(size)), 1):
                 ahead.append(self._send(PartNumber=number, Body=part, **upload, **repeated))
-                if (earlier := ahead[-AHEAD:][0]).done():
-                    earlier.result()  # a store that refuses is not sent the rest
                 del part
+                while arrived < len(ahead) and ahead[arrived].done():
+                    ahead[arrived].result()  # a store that refuses a part is not sent the rest
+                    arrived += 1
             tags = [{"PartNumber": n, "ETag": one.result()["ETag"]} for n, one in enumerate(ahead, 1)]
             sent = self.client.complete_multipart_upload(**upload, MultipartUpload={"Parts": tags})
             return self._item(name, size, sent)
