@@ -7,13 +7,14 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
-from artifacts_move import copying, local, stores
+from artifacts_move import copying, local, s3, stores
 from artifacts_move.copying import Journal, decide, move
-from artifacts_move.stores import Digest, Item, open_store, part_size, parts, sha256, under
+from artifacts_move.stores import Digest, Item, open_store, part_size, parts, under
 from conftest import PROJECT
 from stackops.errors import StackError
 
@@ -60,14 +61,19 @@ def test_parts_and_their_checksum():
     assert b"".join(digest.over(pieces)) == data
     each = [hashlib.md5(data[i : i + 2 * MIB]).digest() for i in (0, 2 * MIB, 4 * MIB)]
     assert digest.checksum == hashlib.md5(b"".join(each)).hexdigest() + "-3"
-    assert (digest.size, digest.sha256) == (len(data), hashlib.sha256(data).hexdigest()) == sha256(pieces)
+    assert digest.size == len(data)
+    assert digest.matches([data[: 3 * MIB], data[3 * MIB :]])
+    assert not digest.matches([data[:-1]]) and not digest.matches([data[:-1] + bytes([data[-1] ^ 1])])
     whole = Digest("parts", MIB)
     list(whole.over([data[: 2 * MIB]]))
     assert whole.checksum.endswith("-2")
     md5 = Digest("md5")
     list(md5.over(pieces))
     assert md5.checksum == hashlib.md5(data).hexdigest()
-    assert Digest().checksum == ""
+    sha256 = Digest()
+    list(sha256.over(pieces))
+    assert sha256.checksum == hashlib.sha256(data).hexdigest()
+    assert sha256.matches(pieces) and not sha256.matches(pieces[1:])
 
 
 @pytest.mark.parametrize("size", [0, 1, 8 * MIB, 80 * 1024 * MIB, 5 * 1024 * 1024 * MIB])
@@ -419,3 +425,69 @@ def test_a_plain_copy_leaves_the_database(program):
     done = program.run("--to", str(program.base / "copy"), "--copy-only")
     assert done.returncode == 0, done.stderr
     assert content(program.base / "copy") == content(program.own) and program.locations() == before
+
+
+class Bucket:
+    """Botocore's client of a bucket, as far as one upload goes; later parts arrive before earlier ones."""
+
+    def __init__(self, refuses: int = 0):
+        self.refuses, self.parts, self.events, self.lock = refuses, {}, [], threading.Lock()
+        self.now = self.most = 0
+
+    def create_multipart_upload(self, **_):
+        return {"UploadId": "u"}
+
+    def list_multipart_uploads(self, **_):
+        return {}
+
+    def upload_part(self, PartNumber, Body, **_):
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        time.sleep(0.05 if PartNumber % 2 else 0.01)
+        with self.lock:
+            self.now -= 1
+            self.events.append(PartNumber)
+            if PartNumber == self.refuses:
+                raise OSError("full")
+            self.parts[PartNumber] = Body
+        return {"ETag": f'"{hashlib.md5(Body).hexdigest()}"'}
+
+    def complete_multipart_upload(self, MultipartUpload, **_):
+        numbers = [part["PartNumber"] for part in MultipartUpload["Parts"]]
+        assert numbers == sorted(self.parts)
+        tags = [bytes.fromhex(part["ETag"].strip('"')) for part in MultipartUpload["Parts"]]
+        self.content = b"".join(self.parts[number] for number in numbers)
+        return {"ETag": f'"{hashlib.md5(b"".join(tags)).hexdigest()}-{len(tags)}"'}
+
+    def abort_multipart_upload(self, **_):
+        self.events.append("aborted")
+
+
+def bucket_with(client: Bucket, monkeypatch) -> stores.Store:
+    store = open_store("s3://bucket", "s3://bucket", "/nowhere", {"MLFLOW_S3_ENDPOINT_URL": "http://127.0.0.1:1"})
+    store.client = client
+    monkeypatch.setattr(s3, "part_size", lambda size: 1000)
+    monkeypatch.setattr(s3, "PART", 1000)
+    return store
+
+
+def test_parts_of_an_upload_travel_together_and_arrive_in_order(monkeypatch):
+    client = Bucket()
+    store = bucket_with(client, monkeypatch)
+    data = os.urandom(40_500)
+    digest = Digest("parts", 1000)
+    sent = store.write("big.bin", len(data), digest.over([data[i : i + 300] for i in range(0, len(data), 300)]))
+    assert client.content == data and sent.checksum == digest.checksum
+    assert client.events != sorted(client.events)
+    assert 1 < client.most <= s3.AHEAD + 1  # the ninth is sent by the thread that reads
+
+
+def test_a_refused_part_ends_the_upload_when_all_others_are_done(monkeypatch):
+    client = Bucket(refuses=3)
+    store = bucket_with(client, monkeypatch)
+    with pytest.raises(OSError, match="full"):
+        store.write("big.bin", 500_000, (os.urandom(1000) for _ in range(500)))
+    assert client.events[-1] == "aborted" and len(client.events) < 100
+    time.sleep(0.1)
+    assert client.events[-1] == "aborted" and client.now == 0

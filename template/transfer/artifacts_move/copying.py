@@ -13,7 +13,7 @@ from pathlib import Path
 
 from stackops.errors import StackError, one_line
 
-from artifacts_move.stores import Digest, Item, Store, part_size, sha256
+from artifacts_move.stores import Digest, Item, Store, part_size
 
 PASSES = 5
 """How often new objects are looked for: a source that clients still write to is never finished."""
@@ -95,9 +95,9 @@ def copy(source: Store, target: Store, item: Item) -> Item:
     there = target.write(item.name, item.size, digest.over(source.read(item.name)))
     if digest.size != item.size:
         raise Changed(item.name)
-    if there.size == digest.size and digest.checksum and there.checksum == digest.checksum:
+    if there.size == digest.size and there.checksum == digest.checksum:
         return there
-    if sha256(target.read(item.name)) != (digest.size, digest.sha256):
+    if not digest.matches(target.read(item.name)):
         raise StackError(
             f"{item.name}: {target.where} gave back other bytes than were written; check it, then try again"
         )
@@ -109,9 +109,9 @@ def equal(source: Store, target: Store, item: Item, there: Item, trust: bool = T
     digest = Digest(target.vouches(item.size), part_size(item.size))
     for _ in digest.over(source.read(item.name)):
         pass
-    if trust and digest.checksum and there.checksum == digest.checksum:
+    if trust and there.checksum == digest.checksum:
         return True
-    return sha256(target.read(item.name)) == (digest.size, digest.sha256)
+    return digest.matches(target.read(item.name))
 
 
 def bounded(work: Callable[[Item], object], items: Iterable[Item], jobs: int) -> Iterator[tuple[Item, Future]]:

@@ -4,7 +4,9 @@ import contextlib
 import json
 import mimetypes
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import botocore.session
 from botocore.config import Config
@@ -12,6 +14,7 @@ from botocore.exceptions import ClientError
 
 from artifacts_move.stores import CHUNK, PART, Item, part_size, parts, split, under
 
+AHEAD = 8  # parts that are on their way while their objects are read on, of all objects together
 PART_ARGUMENTS = ("SSECustomerAlgorithm", "SSECustomerKey", "SSECustomerKeyMD5", "RequestPayer")
 
 
@@ -41,6 +44,7 @@ class Store:
                 max_pool_connections=64,
             ),
         )
+        self.pool, self.ahead = ThreadPoolExecutor(AHEAD), threading.BoundedSemaphore(AHEAD)
         self.extra = json.loads(env.get("MLFLOW_S3_UPLOAD_EXTRA_ARGS") or "{}")
 
     def _place(self, name: str) -> dict[str, str]:
@@ -73,16 +77,38 @@ class Store:
             return self._item(name, size, sent)
         self._forget(place)
         upload = {**place, "UploadId": self.client.create_multipart_upload(**place, **extra)["UploadId"]}
-        repeated, tags = {k: v for k, v in extra.items() if k in PART_ARGUMENTS}, []
+        repeated = {k: v for k, v in extra.items() if k in PART_ARGUMENTS}
+        ahead: list[Future] = []
+        arrived = 0
         try:
             for number, part in enumerate(parts(pieces, part_size(size)), 1):
-                sent = self.client.upload_part(**upload, PartNumber=number, Body=part, **repeated)
-                tags.append({"PartNumber": number, "ETag": sent["ETag"]})
+                ahead.append(self._send(PartNumber=number, Body=part, **upload, **repeated))
+                del part
+                while arrived < len(ahead) and ahead[arrived].done():
+                    ahead[arrived].result()  # a store that refuses a part is not sent the rest
+                    arrived += 1
+            tags = [{"PartNumber": n, "ETag": one.result()["ETag"]} for n, one in enumerate(ahead, 1)]
             sent = self.client.complete_multipart_upload(**upload, MultipartUpload={"Parts": tags})
             return self._item(name, size, sent)
         except BaseException:
+            wait(ahead)  # a part that arrives after the end would stay for ever
             self.client.abort_multipart_upload(**upload)
             raise
+
+    def _send(self, **part) -> Future:
+        """Upload a part beside the reading of the next one; here and now if AHEAD of them are on their way already."""
+        if self.ahead.acquire(blocking=False):
+
+            def upload():
+                try:
+                    return self.client.upload_part(**part)
+                finally:
+                    self.ahead.release()
+
+            return self.pool.submit(upload)
+        done: Future = Future()
+        done.set_result(self.client.upload_part(**part))
+        return done
 
     def _forget(self, place: Mapping[str, str]) -> None:
         """Throw away the parts that an interrupted run of this program left of this object."""

@@ -64,31 +64,39 @@ def part_size(size: int) -> int:
 
 def parts(pieces: Iterable[bytes], length: int) -> Iterator[bytes]:
     """Join and cut `pieces` into parts of `length` bytes; the last may be shorter."""
-    held = bytearray()
+    held, size = [], 0
     for piece in pieces:
-        held += piece
-        while len(held) >= length:
-            yield bytes(held[:length])
-            del held[:length]
+        while size + len(piece) >= length:
+            held.append(piece[: length - size])
+            piece = piece[length - size :]
+            part, held, size = b"".join(held), [], 0
+            yield part
+            del part  # while the next one comes in, this one would be in memory too
+        if piece:
+            held.append(piece)
+            size += len(piece)
     if held:
-        yield bytes(held)
+        yield b"".join(held)
 
 
 class Digest:
-    """The checksums of bytes that pass by: always SHA-256, and what a store vouches with, if anything."""
+    """The checksum of bytes that pass by: the one that the target vouches with, or else SHA-256. Never both: hashing
+    is much of the work where a store is near."""
 
     def __init__(self, kind: str = "", part: int = PART):
-        self.size, self._sha, self._kind, self._part = 0, hashlib.sha256(), kind, part
-        self._md5, self._parts = hashlib.md5(usedforsecurity=False), []
+        self.size, self._kind, self._part, self._parts = 0, kind, part, []
+        self._hash = self._new()
+
+    def _new(self):
+        return hashlib.md5(usedforsecurity=False) if self._kind else hashlib.sha256()
 
     def over(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
         """Yield the pieces, and remember."""
         for piece in pieces:
-            self._sha.update(piece)
-            if self._kind == "md5":
-                self._md5.update(piece)
-            elif self._kind == "parts":
+            if self._kind == "parts":
                 self._cut(memoryview(piece))
+            else:
+                self._hash.update(piece)
             self.size += len(piece)
             yield piece
 
@@ -96,36 +104,27 @@ class Digest:
         start = self.size
         while piece:
             room = self._part - start % self._part
-            self._md5.update(piece[:room])
+            self._hash.update(piece[:room])
             start += len(piece[:room])
             piece = piece[room:]
             if start % self._part == 0:
-                self._next()
-
-    def _next(self) -> None:
-        self._parts.append(self._md5.digest())
-        self._md5 = hashlib.md5(usedforsecurity=False)
-
-    @property
-    def sha256(self) -> str:
-        """The SHA-256 of all that passed."""
-        return self._sha.hexdigest()
+                self._parts.append(self._hash.digest())
+                self._hash = self._new()
 
     @property
     def checksum(self) -> str:
-        """What a store that vouches would give."""
+        """The checksum of all that passed, as a store that vouches would give it."""
         if self._kind != "parts":
-            return self._md5.hexdigest() if self._kind else ""
-        all_parts = [*self._parts, *([self._md5.digest()] if self.size % self._part else [])]
+            return self._hash.hexdigest()
+        all_parts = [*self._parts, *([self._hash.digest()] if self.size % self._part else [])]
         return f"{hashlib.md5(b''.join(all_parts), usedforsecurity=False).hexdigest()}-{len(all_parts)}"
 
-
-def sha256(pieces: Iterable[bytes]) -> tuple[int, str]:
-    """Return the size and the SHA-256 of `pieces`."""
-    digest = Digest()
-    for _ in digest.over(pieces):
-        pass
-    return digest.size, digest.sha256
+    def matches(self, pieces: Iterable[bytes]) -> bool:
+        """Return whether `pieces` are the same bytes; reads them all."""
+        other = Digest(self._kind, self._part)
+        for _ in other.over(pieces):
+            pass
+        return (other.size, other.checksum) == (self.size, self.checksum)
 
 
 def under(prefix: str, key: str) -> str | None:
