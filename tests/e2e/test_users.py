@@ -138,6 +138,24 @@ def test_basic_only_the_proxy_asks_for_logins(basic: Stack) -> None:
     assert refused.status == 403 and "Retry-After" not in refused.headers
 
 
+def test_basic_bodies_go_to_mlflow_alone(basic: Stack) -> None:
+    """The question about the login has no body, so none is left on the connection for the next request."""
+    login = base64.b64encode(f"admin:{basic.secret('admin_password')}".encode()).decode()
+    address = basic.doors[basic.url.split("//")[1].split("/")[0]]
+    for length in (1, 5000, 300_000) * 5:
+        body = b'{"max_results": 1' + b" " * length + b"}"
+        for chunked in (False, True):
+            connection = http.client.HTTPConnection(address, timeout=60)
+            headers = {"Authorization": f"Basic {login}", "Content-Type": "application/json"}
+            sent = iter([body]) if chunked else body
+            connection.request("POST", READ.partition("?")[0], sent, headers, encode_chunked=chunked)
+            answer = connection.getresponse()
+            # Behind a streaming proxy MLflow takes a chunked body for none, and says so.
+            assert answer.status == 200 or (chunked and b"max_results" in answer.read()), (length, chunked)
+            connection.close()
+    assert status(basic, "admin", basic.secret("admin_password")) == 200
+
+
 def test_basic_wrong_passwords_are_limited(basic: Stack) -> None:
     limited(basic)
 
