@@ -51,6 +51,11 @@ REFUSED: tuple[tuple[dict[str, str], str], ...] = (
         "choose reverse_proxy=nginx, or auth=mlflow.",
     ),
     (
+        {"reverse_proxy": "none", "auth": "oidc"},
+        "auth=oidc needs a reverse proxy, because the proxy sends people to the provider's login; "
+        "choose reverse_proxy=nginx, or auth=mlflow.",
+    ),
+    (
         {"reverse_proxy": "none", "url_prefix": "/mlflow"},
         "url_prefix needs a reverse proxy, because the proxy strips the prefix; "
         "choose reverse_proxy=nginx, or leave url_prefix empty.",

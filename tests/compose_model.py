@@ -30,6 +30,9 @@ READERS = {
     "admin_password": {"mlflow", "migrate", "artifacts-move", "check"},
     "htpasswd": {"nginx"},
     "flask_secret_key": {"mlflow", "migrate", "artifacts-move"},
+    "oidc_client_secret": {"oauth2-proxy"},
+    "oidc_cookie_secret": {"oauth2-proxy"},
+    "identity_key": {"nginx", "mlflow", "migrate", "artifacts-move"},
     "crypto_kek_passphrase": {"mlflow", "migrate", "artifacts-move"},
     "webhook_encryption_key": {"mlflow", "migrate", "artifacts-move"},
 }
@@ -39,6 +42,7 @@ def settings_for(tree: Tree) -> str:
     """Return the .env that a person would have: what 'make init' copies, with every required value filled in."""
     lines = re.findall(r"(?m)^[A-Z0-9_]+=.*$", tree.files[".env.example"])
     given = {"STACK_UID": "10001", "STACK_GID": "10001", "DB_HOST": "database.example.com"}
+    given |= {"OIDC_ISSUER": "https://login.example.com", "OIDC_CLIENT_ID": "mlflow"}
     return "".join(f"{line.partition('=')[0]}={given[line.partition('=')[0]]}\n" for line in lines)
 
 

@@ -97,8 +97,11 @@ def expected_files(answers: Answers) -> set[str]:
         files |= {"nginx/nginx.conf", "nginx/templates/mlflow.conf.template", "nginx/local.d/README.md"}
     if auth == "basic":
         files |= {"stackops/stackops/htpasswd.py", *_locked("basic")}
-    if auth == "mlflow":
+    if auth in ("mlflow", "oidc"):
         files |= {"stackops/stackops/accounts.py", *_locked("auth")}
+    if auth == "oidc":
+        files |= {f"stackops/stackops/{name}.py" for name in ("sso", "token")}
+        files |= {"scripts/token.sh", "nginx/15-identity-key.envsh"}
     if (backend, store) == ("sqlite", "local"):
         files |= {"scripts/local.sh"}
     return files
@@ -111,7 +114,7 @@ def _locked(name: str) -> set[str]:
 # The parts of stackops that belong to one answer; everything else in it is its core and always there.
 STACKOPS_PARTS = re.compile(
     r"stackops/stackops/(backends|stores)/(?!__init__|relay)\w+\.py|stackops/stackops/"
-    r"((bucket|htpasswd|accounts|migrate)\.py|migration/\w+\.py)"
+    r"((bucket|htpasswd|accounts|migrate|sso|token)\.py|migration/\w+\.py)"
 )
 
 
@@ -277,7 +280,11 @@ WORDS: dict[str, tuple[Callable[[Answers], bool], str]] = {
     "nginx": (lambda a: a["reverse_proxy"] == "nginx", r"nginx|htpasswd"),
     "a prefix": (lambda a: bool(a["url_prefix"]), r"X-Forwarded-Prefix|strips the prefix"),
     "the proxy's login": (lambda a: a["auth"] == "basic", r"htpasswd|auth_basic_user|libpass"),
-    "MLflow's login": (lambda a: a["auth"] == "mlflow", r"flask[_-](secret|wtf)|accounts\.py|users and permissions"),
+    "single sign-on": (lambda a: a["auth"] == "oidc", r"oidc|oauth2|single sign-on|\bsso\b|identity_key|openid"),
+    "MLflow's login": (
+        lambda a: a["auth"] in ("mlflow", "oidc"),
+        r"flask[_-](secret|wtf)|accounts\.py|users and permissions",
+    ),
     "a login": (lambda a: a["auth"] != "none", r"admin_password"),
     "make local": (lambda a: (a["backend"], a["artifact_store"]) == ("sqlite", "local"), r"make local|local-check"),
 }

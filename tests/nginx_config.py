@@ -51,7 +51,12 @@ def nginx_faults(models: list[tuple[Tree, Model]], scratch: Path) -> list[tuple[
         (folder / "environment").write_text(" ".join(f"{key}={value}" for key, value in environment.items()))
     assert cases, "no stack has nginx"
     command = ["docker", "run", "--rm", f"--name=mlflow-stack-test-nginx-{uuid.uuid4().hex[:8]}", "--network=none"]
-    command += ["--add-host=mlflow:127.0.0.1", "--add-host=object-store:127.0.0.1", f"--volume={scratch}:/cases:ro"]
+    command += [
+        "--add-host=mlflow:127.0.0.1",
+        "--add-host=object-store:127.0.0.1",
+        "--add-host=oauth2-proxy:127.0.0.1",
+        f"--volume={scratch}:/cases:ro",
+    ]
     command += ["--entrypoint=sh", image, "-c", SCRIPT]
     done = subprocess.run(command, capture_output=True, text=True)
     lines = done.stdout.splitlines()

@@ -8,6 +8,7 @@ download passes through piece by piece, with its length announced, so that a cli
 """
 
 import asyncio
+import importlib
 import json
 import os
 import posixpath
@@ -50,6 +51,8 @@ def create_app() -> FastAPI:
         from mlflow.server import auth
 
         app = auth.create_app()
+        if function := os.environ.get("STACK_AUTHORIZATION"):
+            importlib.import_module(function.split(":")[0]).register(app)
     else:
         from mlflow.server.fastapi_app import app
     if os.environ.get("STORE_URL"):
