@@ -1,9 +1,9 @@
 """Single sign-on: MLflow believes nginx, which has asked oauth2-proxy, which has asked the provider.
 
-nginx names the person and proves with a key that it is nginx. Whoever has no browser signs in with a user and a
-token of this stack (token.py), or shows nginx a token of the provider. People become MLflow users when they come
-for the first time. The group OIDC_ADMIN_GROUP makes administrators, and the group `x` gives MLflow's role
-`group:x`, where there is one.
+nginx names the person and proves with a key that it is nginx. Whoever has no browser signs in with a user and
+a token of this stack (token.py), or shows nginx a token of the provider. People become MLflow users when they
+come for the first time. The group OIDC_ADMIN_GROUP makes administrators, and the group `x` gives MLflow's
+role `group:x`, where there is one.
 
 MLflow calls `authenticate` (its setting authorization_function) for every request, some more than once.
 """

@@ -1,14 +1,13 @@
 """Makes or revokes the token with which a user signs in without a browser, and prints it on standard output.
 
 A token is the user's password in MLflow, so a user has one: a new one replaces it, and revoking it leaves a
-password that nobody knows. It is signed and carries its end, so that one that is made up or too old is refused
-without a look at the database. `stackops token ci` also makes the user `ci` if there is none.
+password that nobody knows. It is signed and carries its end, so that one that is made up or too old is
+refused without a look at the database. `stackops token ci` also adds the user `ci` if there is none.
 """
 
 import argparse
 import hashlib
 import hmac
-import os
 import re
 import secrets as random
 import sys
@@ -31,7 +30,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
     parser.add_argument("user", metavar="USER", help="a user of the stack, or the name of a new one")
     parser.add_argument("--days", default="90", metavar="N", help=f"at most {LONGEST} (default: 90)")
-    parser.add_argument("--revoke", action="store_true", help="make the user's token worthless")
+    parser.add_argument("--revoke", action="store_true", help="the user's token is worth nothing from now on")
 
 
 def signature(key: str, user: str, until: str, word: str) -> str:
@@ -76,7 +75,10 @@ def issue(env: Mapping[str, str], user: str, lifetime: int) -> str:
 
 
 def revoke(user: str) -> None:
-    """Make the user's token worthless; a worker that has just seen it may accept it for one more minute."""
+    """See that the user's token is worth nothing.
+
+    A worker that has just seen it may accept it for one more minute.
+    """
     from mlflow.server import auth
 
     auth.store.update_user(user, password=random.token_hex(32))
@@ -86,9 +88,10 @@ def revoke(user: str) -> None:
 def run(args: argparse.Namespace) -> None:
     """Do it. Raises StackError."""
     lifetime, user = days(args.days), args.user
-    env = settings.adopt()
     if user == accounts.ADMIN:
         raise StackError(f"{user} signs in with the password in secrets/admin_password and has no token")
+
+    env = settings.adopt()
 
     from mlflow.exceptions import MlflowException
     from mlflow.server import auth
@@ -98,8 +101,8 @@ def run(args: argparse.Namespace) -> None:
         if not auth.store.has_user(user, use_primary=True):
             if args.revoke or not NAME.fullmatch(user):
                 raise StackError(
-                    f"there is no user {user!r}; people are made when they sign in for the first time, and a new "
-                    "user's name here has small letters, digits, dots, '_' and '-'"
+                    f"there is no user {user!r}; people become users when they sign in for the first time, "
+                    "and a new name here has small letters, digits, dots, '_' and '-'"
                 )
             auth.store.create_user(user, random.token_hex(32))
             print(f"made the user {user}, who has no permission yet", file=sys.stderr)
@@ -107,6 +110,6 @@ def run(args: argparse.Namespace) -> None:
             revoke(user)
             print(f"the token of {user} is revoked", file=sys.stderr)
         else:
-            print(issue(os.environ, user, lifetime))
+            print(issue(env, user, lifetime))
     except MlflowException as error:
         raise StackError(f"MLflow's users cannot be changed: {one_line(error)}") from None
