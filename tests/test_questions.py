@@ -101,6 +101,7 @@ EFFECTS: list[tuple[Answers, str, list[str], list[str]]] = [
         [],
     ),
     ({"auth": "mlflow"}, "compose.yaml", ["STACK_AUTH: mlflow", "flask_secret_key"], ["htpasswd"]),
+    ({"auth": "oidc"}, "compose.yaml", ["  oauth2-proxy:", "${OIDC_ISSUER:?", "  nginx:"], ["htpasswd"]),
     ({"http_port": 5123}, "compose.yaml", ["HTTP_PORT:-5123"], ["HTTP_PORT:-5000"]),
     ({"purpose": "team"}, "compose.yaml", ["  postgres:", "  object-store:", "  nginx:", "htpasswd"], []),
     ({"purpose": "cloud"}, "compose.yaml", ["${DB_HOST:?", "${S3_BUCKET:-", "  nginx:", "htpasswd"], ["  postgres:"]),
