@@ -52,7 +52,7 @@ REFUSED: tuple[tuple[dict[str, str], str], ...] = (
     ),
     (
         {"reverse_proxy": "none", "auth": "oidc"},
-        "auth=oidc needs a reverse proxy, because the proxy sends people to the provider's login; "
+        "auth=oidc needs nginx, because nginx asks who sends a request and leads people to the provider's login; "
         "choose reverse_proxy=nginx, or auth=mlflow.",
     ),
     (
