@@ -8,10 +8,12 @@ refused without a look at the database. `stackops token ci` also adds the user `
 import argparse
 import hashlib
 import hmac
+import logging
 import re
 import secrets as random
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 
 from stackops import accounts, settings
@@ -92,6 +94,8 @@ def run(args: argparse.Namespace) -> None:
         raise StackError(f"{user} signs in with the password in secrets/admin_password and has no token")
 
     env = settings.adopt()
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
 
     from mlflow.exceptions import MlflowException
     from mlflow.server import auth
