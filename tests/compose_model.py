@@ -118,7 +118,8 @@ def _image(service: dict[str, Any]) -> list[str]:
 def _environment(service: dict[str, Any]) -> list[str]:
     found = []
     for key, value in (service.get("environment") or {}).items():
-        if re.search(r"PASS|SECRET|TOKEN|_KEY|CREDENTIAL", key) and not key.endswith("_FILE"):
+        secret = re.search(r"PASS|SECRET|TOKEN|_KEY|CREDENTIAL", key) and not key.endswith("_FILE")
+        if secret and key != "OAUTH2_PROXY_SKIP_JWT_BEARER_TOKENS":  # a switch
             found.append(f"{key} is in its environment, where 'docker inspect' shows it")
         elif key.endswith("_FILE") and not str(value).startswith("/run/secrets/"):
             found.append(f"{key} is no secret's file")
@@ -144,6 +145,8 @@ def _life(service: dict[str, Any]) -> list[str]:
     if service.get("restart") == "no":
         return ["is a job with a health check"] * bool(check)
     found = [] if service.get("restart") == "unless-stopped" else [f"restart is {service.get('restart')!r}"]
+    if "oauth2-proxy" in service["image"]:
+        return found  # its image has no program that could ask it; nginx's health check asks
     if not check or check.get("disable"):
         return [*found, "runs for long and has no health check"]
     if "start_interval" in check:
@@ -227,7 +230,7 @@ def _settings(model: Model, answers: Answers) -> list[str]:
         "STACK_STORE": {"minio": "s3", "seaweedfs": "s3"}.get(answers["artifact_store"], answers["artifact_store"]),
         "ARTIFACT_ACCESS": answers["artifact_access"],
         "STORE_URL": _store_url(model, answers),
-        "STACK_AUTH": answers["auth"],
+        "STACK_AUTH": "mlflow" if answers["auth"] == "oidc" else answers["auth"],
     }
     found = [
         f"mlflow: {key} is {environment.get(key)!r} and not {value!r}"
