@@ -52,6 +52,14 @@ REFUSED: tuple[tuple[dict[str, str], str], ...] = (
         "auth=basic needs a reverse proxy, because the proxy asks for the password; "
         "choose reverse_proxy=nginx or caddy, or auth=mlflow.",
     ),
+    *(
+        (
+            {"reverse_proxy": proxy, "auth": "oidc"},
+            "auth=oidc needs reverse_proxy=nginx, because nginx asks who sends a request and leads people to the "
+            "provider's login; choose reverse_proxy=nginx, or auth=mlflow.",
+        )
+        for proxy in ("none", "caddy")
+    ),
     (
         {"reverse_proxy": "none", "url_prefix": "/mlflow"},
         "url_prefix needs a reverse proxy, because the proxy strips the prefix; "

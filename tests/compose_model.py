@@ -34,6 +34,9 @@ READERS = {
     "tls.key": {"nginx", "caddy"},
     "tls_ca.pem": {"caddy", "check"},
     "flask_secret_key": {"mlflow", "migrate", "artifacts-move"},
+    "oidc_client_secret": {"oauth2-proxy"},
+    "oidc_cookie_secret": {"oauth2-proxy"},
+    "identity_key": {"nginx", "mlflow", "migrate", "artifacts-move"},
     "crypto_kek_passphrase": {"mlflow", "migrate", "artifacts-move"},
     "webhook_encryption_key": {"mlflow", "migrate", "artifacts-move"},
 }
@@ -43,6 +46,7 @@ def settings_for(tree: Tree) -> str:
     """Return the .env that a person would have: what 'make init' copies, with every required value filled in."""
     lines = re.findall(r"(?m)^[A-Z0-9_]+=.*$", tree.files[".env.example"])
     given = {"STACK_UID": "10001", "STACK_GID": "10001", "DB_HOST": "database.example.com"}
+    given |= {"OIDC_ISSUER": "https://login.example.com", "OIDC_CLIENT_ID": "mlflow"}
     return "".join(f"{line.partition('=')[0]}={given[line.partition('=')[0]]}\n" for line in lines)
 
 
@@ -126,7 +130,8 @@ def _image(service: dict[str, Any]) -> list[str]:
 def _environment(service: dict[str, Any]) -> list[str]:
     found = []
     for key, value in (service.get("environment") or {}).items():
-        if re.search(r"PASS|SECRET|TOKEN|_KEY|CREDENTIAL", key) and not key.endswith("_FILE"):
+        secret = re.search(r"PASS|SECRET|TOKEN|_KEY|CREDENTIAL", key) and not key.endswith("_FILE")
+        if secret and key != "OAUTH2_PROXY_SKIP_JWT_BEARER_TOKENS":  # a switch
             found.append(f"{key} is in its environment, where 'docker inspect' shows it")
         elif key.endswith("_FILE") and not str(value).startswith("/run/secrets/"):
             found.append(f"{key} is no secret's file")
@@ -153,6 +158,8 @@ def _life(service: dict[str, Any]) -> list[str]:
     if service.get("restart") == "no":
         return ["is a job with a health check"] * bool(check)
     found = [] if service.get("restart") == "unless-stopped" else [f"restart is {service.get('restart')!r}"]
+    if "oauth2-proxy" in service["image"]:
+        return found  # its image has no program that could ask it; nginx's health check asks
     if not check or check.get("disable"):
         return [*found, "runs for long and has no health check"]
     if "start_interval" in check:
@@ -247,7 +254,7 @@ def _settings(model: Model, answers: Answers) -> list[str]:
         "STACK_STORE": {"minio": "s3", "seaweedfs": "s3"}.get(answers["artifact_store"], answers["artifact_store"]),
         "ARTIFACT_ACCESS": answers["artifact_access"],
         "STORE_URL": _store_url(model, answers),
-        "STACK_AUTH": answers["auth"],
+        "STACK_AUTH": "mlflow" if answers["auth"] == "oidc" else answers["auth"],
     }
     found = [
         f"mlflow: {key} is {environment.get(key)!r} and not {value!r}"

@@ -75,6 +75,16 @@ WATCHED: dict[str, tuple[str, ...]] = {
         "extensions/compose/*",
         "extensions/questions/access.yml",
     ),
+    "tests/e2e/test_oidc.py": (
+        "template/stackops/stackops/sso.py",
+        "template/stackops/stackops/token.py",
+        "template/stackops/stackops/accounts.py",
+        "template/stackops/stackops/app.py",
+        "template/scripts/token.sh",
+        "template/nginx/*",
+        "extensions/compose/oauth2-proxy.yaml.jinja",
+        "extensions/compose/nginx.yaml.jinja",
+    ),
     "tests/e2e/test_big_files.py::test_2_gib": (
         "template/stackops/stackops/app.py",
         "template/stackops/stackops/stores/*",

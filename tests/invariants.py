@@ -86,7 +86,7 @@ def expected_files(answers: Answers) -> set[str]:
         files |= {f"stackops/stackops/migration/{name}.py" for name in MIGRATION}
     if backend == "postgres":
         files |= {"postgres/initdb.d/10-mlflow.sh", f"{ROTATION}/role.py"}
-    if backend == "managed" or store in ("s3", "azure", "gcs"):
+    if backend == "managed" or store in ("s3", "azure", "gcs") or auth == "oidc":
         files |= {f"{ROTATION}/given.py"}
     if store == "local":
         files |= {"stackops/stackops/stores/local.py"}
@@ -104,8 +104,10 @@ def expected_files(answers: Answers) -> set[str]:
         files |= {"stackops/stackops/bucket.py", f"{ROTATION}/keylist.py"}
     if answers["reverse_proxy"] == "nginx":
         files |= {"nginx/nginx.conf", "nginx/templates/mlflow.conf.template", "nginx/local.d/README.md"}
+    if auth != "none":
+        files |= {"scripts/users.sh", "stackops/stackops/limiter.py"}
     if auth in ("basic", "mlflow"):
-        files |= {"scripts/users.sh", *(f"stackops/stackops/{name}.py" for name in ("user", "limiter"))}
+        files |= {"stackops/stackops/user.py"}
     if answers["reverse_proxy"] == "caddy":
         files |= {"caddy/Caddyfile", "caddy/Dockerfile", "caddy/local.d/README.md"}
     if answers["tls"] == "self-signed":
@@ -113,9 +115,12 @@ def expected_files(answers: Answers) -> set[str]:
     if auth == "basic":
         files |= {*(f"stackops/stackops/{name}.py" for name in ("htpasswd", "login")), *_locked("basic")}
         files |= {f"{ROTATION}/hash.py"}
-    if auth == "mlflow":
+    if auth in ("mlflow", "oidc"):
         files |= {*(f"stackops/stackops/{name}.py" for name in ("accounts", "guard", "grant")), *_locked("auth")}
         files |= {f"{ROTATION}/account.py"}
+    if auth == "oidc":
+        files |= {f"stackops/stackops/{name}.py" for name in ("sso", "token")}
+        files |= {"scripts/token.sh", "nginx/15-identity-key.envsh"}
     if (backend, store) == ("sqlite", "local"):
         files |= {"scripts/local.sh"}
     return files
@@ -128,7 +133,7 @@ def _locked(name: str) -> set[str]:
 # The parts of stackops that belong to one answer; everything else in it is its core and always there.
 STACKOPS_PARTS = re.compile(
     r"stackops/stackops/(backends|stores)/(?!__init__|relay)\w+\.py|stackops/stackops/"
-    r"((bucket|user|limiter|htpasswd|login|accounts|guard|grant|migrate)\.py|migration/\w+\.py|"
+    r"((bucket|user|limiter|htpasswd|login|accounts|guard|grant|migrate|sso|token)\.py|migration/\w+\.py|"
     r"rotation/(account|given|hash|keylist|pair|role)\.py)"
 )
 
@@ -302,11 +307,15 @@ WORDS: dict[str, tuple[Callable[[Answers], bool], str]] = {
     "a certificate that was brought": (lambda a: a["tls"] == "files", r"secrets/tls\.(pem|key) is empty"),
     "a certificate from an authority": (lambda a: a["tls"] == "acme", r"\bacme\b|ACME_|caddy-data"),
     "a prefix": (lambda a: bool(a["url_prefix"]), r"X-Forwarded-Prefix|strips the prefix"),
-    "the proxy's login": (lambda a: a["auth"] == "basic", r"htpasswd|auth_request|libpass"),
-    "MLflow's login": (lambda a: a["auth"] == "mlflow", r"flask[_-](secret|wtf)|accounts\.py|users and permissions"),
+    "the proxy's login": (lambda a: a["auth"] == "basic", r"htpasswd|/stackops/login|libpass"),
+    "single sign-on": (lambda a: a["auth"] == "oidc", r"oidc|oauth2|single sign-on|\bsso\b|identity_key|openid"),
+    "MLflow's login": (
+        lambda a: a["auth"] in ("mlflow", "oidc"),
+        r"flask[_-](secret|wtf)|accounts\.py|users and permissions",
+    ),
     "a login": (lambda a: a["auth"] != "none", r"admin_password"),
-    "users": (lambda a: a["auth"] in ("basic", "mlflow"), r"user-add|users\.sh"),
-    "permissions": (lambda a: a["auth"] == "mlflow", r"make grant"),
+    "users": (lambda a: a["auth"] in ("basic", "mlflow"), r"user-add"),
+    "permissions": (lambda a: a["auth"] in ("mlflow", "oidc"), r"make grant"),
     "make local": (lambda a: (a["backend"], a["artifact_store"]) == ("sqlite", "local"), r"make local|local-check"),
 }
 PATTERNS = {part: re.compile(words, re.IGNORECASE) for part, (_, words) in WORDS.items()}

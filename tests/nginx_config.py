@@ -44,6 +44,8 @@ def nginx_faults(models: list[tuple[Tree, Model]], scratch: Path) -> list[tuple[
         image = service["image"]
         texts = {name: text for name, text in tree.files.items() if name.startswith("nginx/")}
         environment = {key: value for key, value in service["environment"].items() if key.startswith("NGINX_")}
+        if "nginx/15-identity-key.envsh" in tree.files:  # which reads a secret
+            environment |= {"NGINX_IDENTITY_KEY": "x" * 40}
         cases.setdefault(json.dumps([texts, environment], sort_keys=True), tree)
     for number, (case, tree) in enumerate(cases.items()):
         folder = scratch / "cases" / f"{number:03}"
@@ -57,6 +59,7 @@ def nginx_faults(models: list[tuple[Tree, Model]], scratch: Path) -> list[tuple[
     command += [
         "--add-host=mlflow:127.0.0.1",
         "--add-host=object-store:127.0.0.1",
+        "--add-host=oauth2-proxy:127.0.0.1",
         f"--volume={scratch}/cases:/cases:ro",
     ]
     command += [f"--volume={secrets}:/run/secrets:ro", "--entrypoint=sh", image, "-c", SCRIPT]

@@ -119,6 +119,23 @@ def test_a_managed_database_needs_its_address_and_password(host: Callable[..., t
     assert fails(stack, clean).startswith("secrets/db_password is empty: ")
 
 
+def test_single_sign_on_needs_its_provider(host: Callable[..., tuple[Path, dict[str, str]]]) -> None:
+    """What only the owner knows is asked for by name; and the session fits the address, or would not last a request."""
+    stack, clean = host(GOOD, backend="sqlite", artifact_store="local", reverse_proxy="nginx", auth="oidc")
+    env = stack / ".env"
+    for name in ("OIDC_ISSUER", "OIDC_CLIENT_ID"):
+        assert fails(stack, clean).startswith(f"{name} in .env is empty: ")
+        env.write_text(env.read_text().replace(f"{name}=", f"{name}=https://login.example.com"))
+    assert fails(stack, clean).startswith("secrets/oidc_client_secret is empty: ")
+    (stack / "secrets" / "oidc_client_secret").write_text("x" * 20)
+    with env.open("a") as file:
+        file.write("PUBLIC_URL=https://mlflow.example.com\n")
+    assert "OIDC_COOKIE_SECURE=true" in fails(stack, clean)
+    with env.open("a") as file:
+        file.write("PUBLIC_URL=http://mlflow.example.com\nOIDC_COOKIE_SECURE=true\n")
+    assert "OIDC_COOKIE_SECURE=false" in fails(stack, clean)
+
+
 def test_a_file_that_compose_cannot_read(host: Callable[..., tuple[Path, dict[str, str]]]) -> None:
     """Compose's own words come first, then ours."""
     stack, clean = host(BAD_FILE, backend="sqlite", artifact_store="local")

@@ -19,6 +19,7 @@ GIVEN = {
     "azure_connection_string",
     "db_ca.pem",
     "gcs_credentials.json",
+    "oidc_client_secret",
 }
 NOT_NAMED = {"db_ca.pem", "tls_ca.pem"}
 # Signs, and no container needs it.

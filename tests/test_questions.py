@@ -122,6 +122,7 @@ EFFECTS: list[tuple[Answers, str, list[str], list[str]]] = [
         ["nginx", "tls.key"],
     ),
     ({"tls": "files", "https_port": 9443}, "compose.yaml", ["HTTPS_PORT:-9443"], ["HTTPS_PORT:-8443"]),
+    ({"auth": "oidc"}, "compose.yaml", ["  oauth2-proxy:", "${OIDC_ISSUER:?", "  nginx:"], ["htpasswd"]),
     ({"http_port": 5123}, "compose.yaml", ["HTTP_PORT:-5123"], ["HTTP_PORT:-5000"]),
     ({"purpose": "team"}, "compose.yaml", ["  postgres:", "  object-store:", "  nginx:", "htpasswd"], []),
     ({"purpose": "cloud"}, "compose.yaml", ["${DB_HOST:?", "${S3_BUCKET:-", "  nginx:", "htpasswd"], ["  postgres:"]),

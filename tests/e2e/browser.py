@@ -75,13 +75,15 @@ def _words(request: Request) -> str:
 
 
 @contextlib.contextmanager
-def visit(stack: Stack, doors: Mapping[str, str] | None = None) -> Iterator[Visit]:
+def visit(stack: Stack, doors: Mapping[str, str] | None = None, signs_in: bool = True) -> Iterator[Visit]:
     """Open a browser that signs in as admin and knows the stack's doors, or `doors` instead, and no other host.
+
+    Without `signs_in` it knows no password: where people log in on a page, they do.
 
     Nothing has to be trusted: a certificate may be self-signed. Skips where there is no Chromium.
     """
     rules = [f"MAP {name} {address}" for name, address in (doors or stack.doors).items()]
-    login = stack.login()
+    login = stack.login() if signs_in else {}
     credentials = {
         "username": login["MLFLOW_TRACKING_USERNAME"],
         "password": login["MLFLOW_TRACKING_PASSWORD"],
@@ -101,7 +103,11 @@ def visit(stack: Stack, doors: Mapping[str, str] | None = None) -> Iterator[Visi
 
 
 def undisturbed(
-    stack: Stack, tour: Callable[[Visit, str], None], doors: Mapping[str, str] | None = None, tries: int = 4
+    stack: Stack,
+    tour: Callable[[Visit, str], None],
+    doors: Mapping[str, str] | None = None,
+    tries: int = 4,
+    signs_in: bool = True,
 ) -> Visit:
     """Open a browser as `visit` does, run `tour` in it, and return the visit.
 
@@ -110,7 +116,7 @@ def undisturbed(
     word that is new in each, for the names of what it makes.
     """
     for number in range(1, tries + 1):
-        with visit(stack, doors) as seen:
+        with visit(stack, doors, signs_in) as seen:
             try:
                 tour(seen, f"visit-{number}")
             except (Error, AssertionError):

@@ -14,6 +14,7 @@ import secrets
 import shutil
 import tempfile
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,9 @@ IMAGES = yaml.safe_load((ROOT / "extensions/data/versions.yml").read_text())
 AZURITE = "mcr.microsoft.com/azure-storage/azurite"
 # A real emulator of Google Cloud Storage; built once from its Go module, which any machine with Go can do.
 FAKE_GCS = "github.com/fsouza/fake-gcs-server@v1.56.1"
+# A real OpenID Connect provider. Its module cannot be installed as it is: it replaces one of its own modules.
+DEX = "github.com/dexidp/dex@v0.0.0-20260806151424-ab64ed778070"
+DEX_API = "github.com/dexidp/dex/api/v2@v2.4.1-0.20260806151424-ab64ed778070"
 OWNER = f"{PREFIX}={os.getpid()}"  # the label of the containers that this process has started
 PATIENCE = 60
 NAMES = ("localhost", "mlflow.example.com", "s3.example.com")  # under which the scenarios' stacks are reached
@@ -38,7 +42,7 @@ NAMES = ("localhost", "mlflow.example.com", "s3.example.com")  # under which the
 class Outside:
     """A service outside the stack, as the stack's owner knows it."""
 
-    answers: dict[str, str] = field(default_factory=dict)  # for Copier
+    answers: dict[str, Any] = field(default_factory=dict)  # for Copier
     settings: dict[str, str] = field(default_factory=dict)  # for .env
     secrets: dict[str, str] = field(default_factory=dict)  # for secrets/: name -> text
     server: dict[str, str] = field(default_factory=dict)  # what only an emulator needs, for the server's environment
@@ -187,20 +191,48 @@ def azurite() -> Iterator[Outside]:
         )
 
 
-@functools.cache
-def fake_gcs() -> Path:
-    """Return the emulator's program, built on its first use. Skips where there is no Go to build it with."""
-    build = ROOT / "build"
-    program = build / f"fake-gcs-server-{FAKE_GCS.rpartition('@v')[2]}"
+def built(name: str, module: str, build: Callable[[Path, Callable[..., None]], Path]) -> Path:
+    """Return a program that is built from its Go module on its first use. Skips where there is no Go."""
+    place = ROOT / "build"
+    program = place / f"{name}-{module.rpartition('@v')[2]}"
     if not program.exists():
         if not (go := shutil.which("go", path=f"{os.environ['PATH']}:/usr/local/go/bin")):
-            pytest.skip("needs Go to build the emulator of Google Cloud Storage")
-        build.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=build) as folder:
-            built = run(go, "install", FAKE_GCS, env={"GOBIN": folder, "CGO_ENABLED": "0"})
-            assert built.returncode == 0, built.stderr
-            os.replace(Path(folder) / "fake-gcs-server", program)
+            pytest.skip(f"needs Go to build {name}")
+        place.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place) as folder:
+
+            def work(*words: str, **env: str) -> None:
+                done = run(go, *words, cwd=Path(folder), env={"CGO_ENABLED": "0", **env})
+                assert done.returncode == 0, done.stderr
+
+            os.replace(build(Path(folder), work), program)
     return program
+
+
+@functools.cache
+def fake_gcs() -> Path:
+    """Return the emulator's program."""
+
+    def build(folder: Path, go: Callable[..., None]) -> Path:
+        go("install", FAKE_GCS, GOBIN=str(folder))
+        return folder / "fake-gcs-server"
+
+    return built("fake-gcs-server", FAKE_GCS, build)
+
+
+@functools.cache
+def dex() -> Path:
+    """Return the provider's program."""
+
+    def build(folder: Path, go: Callable[..., None]) -> Path:
+        module, _, version = DEX.partition("@")
+        go("mod", "init", "build")
+        go("mod", "edit", f"-replace={DEX_API.partition('@')[0]}={DEX_API}")
+        go("get", f"{module}/cmd/dex@{version}")
+        go("build", "-o", "dex", f"{module}/cmd/dex")
+        return folder / "dex"
+
+    return built("dex", DEX, build)
 
 
 @contextlib.contextmanager
@@ -230,6 +262,85 @@ def gcs() -> Iterator[Outside]:
             client=emulator,
             doors={f"{gateway()}:{port}": f"{gateway()}:{port}"},
         )
+
+
+PASSWORD = "password"
+HASH = "$2a$10$2b2cU8CPhOTaGrs1HRQuAueS7JTT5ZHsHSzYiFPm1leZck7Mc8T4W"  # bcrypt of it, as the provider wants it
+# What the provider knows: mail address -> groups.
+PEOPLE = {
+    "ada@example.com": ["mlflow-admins", "research"],
+    "rosa@example.com": ["research"],
+    "max@example.com": ["sales"],
+}
+TOKEN_SECONDS = 60
+
+
+@dataclass
+class Provider(Outside):
+    """An OpenID Connect provider with the people above."""
+
+    issuer: str = ""
+
+    def token(self, grant: str = "password", client: str = "", **more: str) -> str:
+        """Return a token of the provider, for a person (username=) or for a program (grant `client_credentials`)."""
+        client = client or self.settings["OIDC_CLIENT_ID"]
+        words = {"grant_type": grant, "scope": "openid email groups", "password": PASSWORD, **more}
+        login = base64.b64encode(f"{client}:{self.secrets['oidc_client_secret']}".encode()).decode()
+        request = urllib.request.Request(
+            f"{self.issuer}/token", urllib.parse.urlencode(words).encode(), {"Authorization": f"Basic {login}"}
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            found = json.load(answer)
+        return found["id_token" if grant == "password" else "access_token"]
+
+
+@contextlib.contextmanager
+def provider() -> Iterator[Provider]:
+    """Dex, an OpenID Connect provider with a login page of its own, which knows the stack at any of its addresses."""
+    (port,) = free_ports(1)
+    stack_port, issuer, secret = free_port(), f"http://{gateway()}:{port}/dex", secrets.token_hex(20)
+    addresses = [
+        f"http://{host}:{stack_port}{prefix}/oauth2/callback"
+        for host in ("localhost", "mlflow.example.com")
+        for prefix in ("", "/mlflow")
+    ]
+    config = {
+        "issuer": issuer,
+        "storage": {"type": "memory"},
+        "web": {"http": f"{gateway()}:{port}"},
+        "expiry": {"idTokens": f"{TOKEN_SECONDS}s"},
+        "oauth2": {
+            "skipApprovalScreen": True,
+            "passwordConnector": "local",
+            "grantTypes": ["authorization_code", "refresh_token", "password", "client_credentials"],
+        },
+        "staticClients": [
+            {"id": "mlflow-stack", "name": "MLflow", "secret": secret, "redirectURIs": addresses},
+            {"id": "another-application", "name": "Another", "secret": secret, "redirectURIs": addresses},
+        ],
+        "enablePasswordDB": True,
+        "staticPasswords": [
+            {"email": mail, "hash": HASH, "username": mail.split("@")[0], "userID": mail, "emailVerified": True,
+             "groups": groups}
+            for mail, groups in PEOPLE.items()
+        ],
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "dex.yaml"
+        path.write_text(yaml.safe_dump(config))
+        path.chmod(0o644)
+        with container(
+            "oidc", IMAGES["debian_image"], "dex", "serve", "/dex.yaml",
+            options=("--volume", f"{dex()}:/usr/local/bin/dex:ro", "--volume", f"{path}:/dex.yaml:ro"),
+        ) as name:  # fmt: skip
+            wait(name, lambda: urllib.request.urlopen(f"{issuer}/healthz", timeout=2).close())
+            yield Provider(
+                answers={"http_port": stack_port},
+                settings={"OIDC_ISSUER": issuer, "OIDC_CLIENT_ID": "mlflow-stack", "OIDC_COOKIE_SECURE": "false"},
+                secrets={"oidc_client_secret": secret},
+                doors={f"{gateway()}:{port}": f"{gateway()}:{port}"},
+                issuer=issuer,
+            )
 
 
 # The role owns its database and nothing else; the other database is somebody else's.
@@ -347,4 +458,5 @@ FOR: dict[tuple[str, str], Start] = {
     ("artifact_store", "gcs"): gcs,
     ("tls", "files"): certificate_files,
     ("tls", "acme"): acme,
+    ("auth", "oidc"): provider,
 }

@@ -8,17 +8,19 @@ from pathlib import Path
 
 from stackops import schema, settings
 from stackops.errors import StackError, one_line
-from stackops.user import ADMIN, MINIMUM
+from stackops.settings import ADMIN, MINIMUM
 
 CONFIG = "basic_auth.ini"
+AUTHORIZATION = "mlflow.server.auth:authenticate_request_basic_auth"
+PERMISSIONS = ("NO_PERMISSIONS", "READ", "USE", "EDIT", "MANAGE")
 
 TEMPLATE = """\
 [mlflow]
 database_uri = {uri}
 admin_username = {admin}
-authorization_function = mlflow.server.auth:authenticate_request_basic_auth
-# A user sees only what somebody gave to them.
-default_permission = NO_PERMISSIONS
+authorization_function = {function}
+# With NO_PERMISSIONS a user sees only what somebody gave to them.
+default_permission = {permission}
 # Checking a password costs 0.3 s of CPU; a checked one is remembered for a minute (20 times more requests),
 # and forgotten when users change.
 auth_cache_ttl_seconds = 60
@@ -26,9 +28,16 @@ auth_cache_ttl_seconds = 60
 
 
 def files(env: Mapping[str, str]) -> dict[str, str]:
-    """Return the app's configuration. A `%` is doubled: configparser would take it for a reference."""
+    """Return the app's configuration. A `%` is doubled: configparser would take it for a reference.
+
+    STACK_AUTHORIZATION names another function that says who sends a request. Raises StackError.
+    """
     uri = settings.backend(env).accounts_uri(env).replace("%", "%%")
-    return {CONFIG: TEMPLATE.format(uri=uri, admin=ADMIN)}
+    permission = env.get("DEFAULT_PERMISSION") or "NO_PERMISSIONS"
+    if permission not in PERMISSIONS:
+        raise StackError(f"the default permission {permission!r} is none of {', '.join(PERMISSIONS)}")
+    function = env.get("STACK_AUTHORIZATION") or AUTHORIZATION
+    return {CONFIG: TEMPLATE.format(uri=uri, admin=ADMIN, function=function, permission=permission)}
 
 
 def environment(env: Mapping[str, str], secrets: settings.Secrets) -> dict[str, str]:

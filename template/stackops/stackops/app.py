@@ -8,6 +8,7 @@ download passes through piece by piece, with its length announced, so that a cli
 """
 
 import asyncio
+import importlib
 import json
 import os
 import posixpath
@@ -52,6 +53,8 @@ def create_app() -> FastAPI:
         from mlflow.server import auth
 
         app, known = auth.create_app(), auth._authenticate_fastapi_request
+        if function := os.environ.get("STACK_AUTHORIZATION"):
+            known = importlib.import_module(function.split(":")[0]).register(app)
     else:
         from mlflow.server.fastapi_app import app
     if os.environ.get("STORE_URL"):

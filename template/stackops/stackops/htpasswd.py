@@ -19,7 +19,7 @@ from pathlib import Path
 
 from stackops import settings
 from stackops.errors import StackError
-from stackops.user import ADMIN
+from stackops.settings import ADMIN
 
 HELP = "let the admin have the password of the secret admin_password"
 SECRET = "htpasswd"

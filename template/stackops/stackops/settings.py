@@ -17,6 +17,8 @@ from stackops.errors import StackError
 DATA_DIR = "/data"
 SECRETS_DIR = "/run/secrets"
 RUNTIME_DIR = "/run/stackops"
+ADMIN, MINIMUM = "admin", 12
+"""Who looks after the other users of a stack with logins, and how short a password may be."""
 HOOKS_DIR = str(Path(__file__).parent / "hooks")
 
 LEAN = {

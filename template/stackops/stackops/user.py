@@ -12,10 +12,10 @@ from typing import Protocol
 
 from stackops import settings
 from stackops.errors import StackError
+from stackops.settings import ADMIN, MINIMUM
 
 HELP = "add, list and remove users, and change their passwords"
-ADMIN = "admin"
-MINIMUM, LONGEST = 12, 200
+LONGEST = 200
 """Characters of a password. MLflow's own users have the same minimum."""
 
 

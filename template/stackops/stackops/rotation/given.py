@@ -6,5 +6,5 @@ from stackops.rotation.files import Files
 
 
 def propose(name: str, files: Files) -> str:
-    """Return what standard input says."""
-    return sys.stdin.read()
+    """Return what standard input says, without the newline with which editors end a file."""
+    return sys.stdin.read().rstrip("\r\n")
