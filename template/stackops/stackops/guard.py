@@ -81,7 +81,7 @@ def foreign(request: Request, origins: list[str]) -> bool:
 
 
 def takes_json(request: Request) -> bool:
-    """Whether MLflow would fail at a body that is no JSON object, and close a connection that others use too."""
+    """Whether MLflow fails at anything but a JSON object, and closes a connection that others use too."""
     return request.scope["path"].startswith("/gateway/")
 
 
