@@ -229,7 +229,7 @@ def seen_by_admin(it: Target) -> str:
     assert not bad, bad
     answers.append(it.mlflow("GET", metrics(run_id), it.admin))
     # The database gives back tags in any order.
-    return "\n".join(sorted(line.strip(" ,") for answer in answers for line in answer.text.splitlines()))
+    return "\n".join(sorted(word for answer in answers for word in re.split(r"[\s,{}\[\]]+", answer.text)))
 
 
 def metrics(run_id: str) -> str:
@@ -526,7 +526,7 @@ def test_artifact_paths_stay_in_their_root(target: Target) -> None:
                     f"{path}: {answer.text[:200]}"
                 )
             assert answer.status not in (502, 504), f"{method} {path}: {answer.status} {answer.text[:300]}"
-            clumsy = "Invalid artifact path" in answer.text or "\\" in path.replace("%5c", "\\")
+            clumsy = re.search("Invalid artifact path|NUL", answer.text) or "\\" in path.replace("%5c", "\\")
             assert answer.status != 500 or clumsy, f"{method} {path}: {answer.text[:300]}"
     search = "grep -rl escaped-marker / --exclude-dir=proc --exclude-dir=sys --exclude-dir=data 2>/dev/null || true"
     assert target.stack.compose("exec", "-T", "mlflow", "sh", "-c", search).split() == []
