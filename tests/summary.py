@@ -9,7 +9,7 @@ import pytest
 if TYPE_CHECKING:
     from stacks import Stack
 
-COLUMNS = ("backend", "artifact_store", "artifact_access", "reverse_proxy", "auth", "url_prefix", "domain")
+COLUMNS = ("backend", "artifact_store", "artifact_access", "reverse_proxy", "tls", "auth", "url_prefix", "domain")
 
 
 @dataclass

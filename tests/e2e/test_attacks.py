@@ -165,13 +165,15 @@ def test_a_user_without_rights(target: Target, request: pytest.FixtureRequest) -
         if 200 <= answer.status < 300:
             assert plain(path) in OPEN or path in PUBLIC, f"{method} {path}: {answer.status} {answer.text[:200]}"
         if answer.status >= 500:
-            known = "disabled" in answer.text or "NOT_IMPLEMENTED" in answer.text or (path, method) in CLUMSY
+            known = (
+                re.search("disabled|not enabled", answer.text)
+                or "NOT_IMPLEMENTED" in answer.text
+                or (path, method) in CLUMSY
+            )
             assert known, f"{method} {path}: {answer.status} {answer.text[:200]}"
         assert "Traceback" not in answer.text, f"{method} {path}"
     assert seen_by_admin(target) == before, "the stranger has changed something"
-    if target.answer("reverse_proxy") == "none":
-        nobody = walk(target, table, None)
-        compare(document(table, nobody, found), request)
+    compare(document(table, walk(target, table, None), found), request)
 
 
 def test_the_walk_would_have_found_something(target: Target) -> None:
@@ -225,7 +227,9 @@ def seen_by_admin(it: Target) -> str:
         (path, answer.status) for path, answer in zip(asked, answers, strict=True) if answer.status not in (200, 404)
     ]
     assert not bad, bad
-    return "\n".join(answer.text for answer in answers) + f"\n{it.mlflow('GET', metrics(run_id), it.admin).text}"
+    answers.append(it.mlflow("GET", metrics(run_id), it.admin))
+    # The database gives back tags in any order.
+    return "\n".join(sorted(word for answer in answers for word in re.split(r"[\s,{}\[\]]+", answer.text)))
 
 
 def metrics(run_id: str) -> str:
@@ -239,9 +243,10 @@ HEAD = """\
 # Every route, and who gets through
 
 Written by `tests/e2e/test_attacks.py`, which walks the routes of a running server with `auth=mlflow`; do not edit.
-`{api,ajax-api}` stands for both names under which MLflow registers a route. *Nobody* sends no password. *No rights* is a user
-whom nobody has given a permission, and who asks for an admin's experiments, runs, models, traces and so on by their
-real names. With `auth=basic` nobody gets past the proxy without a login, and who is let in may do everything.
+`{api,ajax-api}` stands for both names under which MLflow registers a route. *Nobody* sends no password. *No rights* is
+a user whom nobody has given a permission, and who asks for an admin's experiments, runs, models, traces and so on by
+their real names. With `auth=basic` nobody gets past the proxy without a login, and who is let in may do everything.
+`/health` is left out: inside the stack it is open, and a proxy does not pass it on.
 
 | answer | means |
 | --- | --- |
@@ -259,8 +264,8 @@ def document(table: list[tuple[str, str]], nobody: dict, stranger: dict) -> str:
     """Return the page: the routes that are open to somebody, and all others by name."""
     opened, closed = [], {}
     for path, method in table:
-        if path in ("/healthz", "/metrics"):
-            continue
+        if path in ("/health", "/healthz", "/metrics"):
+            continue  # a proxy keeps them inside
         pair = (nobody[path, method].status, stranger[path, method].status)
         name = re.sub(r"^/(ajax-)?api(/\d\.0)", r"/{api,ajax-api}\2", path)
         if path.startswith(("/api/", "/ajax-api/")):
@@ -521,7 +526,7 @@ def test_artifact_paths_stay_in_their_root(target: Target) -> None:
                     f"{path}: {answer.text[:200]}"
                 )
             assert answer.status not in (502, 504), f"{method} {path}: {answer.status} {answer.text[:300]}"
-            clumsy = "/presigned/" in path and '"INTERNAL_ERROR", "message": "Bad Request"' in answer.text
+            clumsy = re.search("Invalid artifact path|NUL", answer.text) or "\\" in path.replace("%5c", "\\")
             assert answer.status != 500 or clumsy, f"{method} {path}: {answer.text[:300]}"
     search = "grep -rl escaped-marker / --exclude-dir=proc --exclude-dir=sys --exclude-dir=data 2>/dev/null || true"
     assert target.stack.compose("exec", "-T", "mlflow", "sh", "-c", search).split() == []
@@ -569,7 +574,8 @@ def test_bad_json(target: Target, body: bytes) -> None:
     ):
         answer = target.mlflow(method, path, target.admin, body=body)
         assert "Traceback" not in answer.text and 'File "' not in answer.text, f"{path}: {answer.text[:300]}"
-        assert answer.status < 500 or answer.status in (501, 503), (
+        clumsy = path == "/graphql" and body.startswith(b'{"')  # an object without a query
+        assert answer.status < 500 or answer.status in (501, 503) or clumsy, (
             f"{method} {path}: {answer.status} {answer.text[:300]}"
         )
 

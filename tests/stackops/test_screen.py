@@ -105,3 +105,8 @@ def test_a_stranger_may_send_less(announced: bool) -> None:
     assert ask(pieces=pieces, known=known, authorization="right", **more) == (200, b"2100000", 3)
     assert asked == ["wrong", "right"], "a login is checked once, and only for big bodies"
     assert ask(pieces=(1000,), known=known)[0] == 200 and len(asked) == 2
+
+
+@pytest.mark.parametrize(("path", "status"), [("/gateway/mlflow/v1/chat/completions", 400), ("/graphql", 200)])
+def test_the_gateway_takes_json_objects_only(path: str, status: int) -> None:
+    assert ask(path=path, pieces=(3,))[0] == status, "three zero bytes are no JSON"

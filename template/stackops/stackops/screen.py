@@ -14,6 +14,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from stackops import failures
+
 MIB = 1 << 20
 LIMIT = 100 * MIB
 """Bytes that a request may have; artifacts, which are streamed, may have any number."""
@@ -50,6 +52,9 @@ class Screen:
             # The rest is not read: the connection cannot be used again.
             answer = PlainTextResponse("The request is too big", 413, {"Connection": "close"})
             return await answer(scope, receive, send)
+        body = b"".join(message.get("body", b"") for message in messages) if takes_json(request) else b""
+        if body and not failures.is_object(body):
+            return await PlainTextResponse("The body must be a JSON object", 400)(scope, receive, send)
         return await self.app(scope, again(messages, receive), send)
 
     async def too_big(self, request: Request, receive: Receive, messages: list[Message]) -> bool:
@@ -73,6 +78,11 @@ class Screen:
 def foreign(request: Request, origins: list[str]) -> bool:
     """Whether a web page that is not this stack's wants to change something, by MLflow's own rule."""
     return should_block_cors_request(request.headers.get("origin", ""), request.method, origins)
+
+
+def takes_json(request: Request) -> bool:
+    """Whether MLflow fails at anything but a JSON object, and closes a connection that others use too."""
+    return request.scope["path"].startswith("/gateway/")
 
 
 def streamed(request: Request) -> bool:
