@@ -59,9 +59,9 @@ def ask(stack: Stack, path: str, token: str = "", basic: tuple[str, str] | None 
         headers["Authorization"] = "Basic " + base64.b64encode(":".join(basic).encode()).decode()
     try:
         with urllib.request.urlopen(urllib.request.Request(stack.url + path, headers=headers), timeout=30) as answer:
-            return answer.status, answer.read().decode()
+            return answer.status, answer.read().decode(errors="replace")
     except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
+        return error.code, error.read().decode(errors="replace")
 
 
 def make_token(stack: Stack, name: str, *words: str) -> dict[str, str]:
