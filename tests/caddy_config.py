@@ -10,7 +10,7 @@ from compose_model import Model
 from rendering import Tree
 
 # Each configuration goes to the place where Compose mounts it. One container for all of them.
-SCRIPT = """
+SCRIPT = r"""
 for case in /cases/*/; do
   rm -rf /etc/caddy && cp -r "$case/caddy" /etc/caddy && cd /etc/caddy
   while read -r line; do export "$line"; done <"$case/environment"

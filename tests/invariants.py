@@ -66,7 +66,8 @@ ALWAYS = {
     *(f"transfer/artifacts_move/{name}.py" for name in ("azure", "gcs", "local", "s3")),
 }
 MIGRATION = (
-    "__init__", "catalogue", "hazards", "load", "pgloader", "prepare", "source", "target", "values", "verify",
+    "__init__", "catalogue", "hazards", "load", "older", "pgloader", "prepare", "source", "staging", "target", "values",
+    "verify",
 )  # fmt: skip
 ROTATION = "stackops/stackops/rotation"
 SELF_HOSTED = ("minio", "seaweedfs")
@@ -151,7 +152,7 @@ def file_set(tree: Tree) -> list[str]:
 
 # What other languages write with braces: GitHub's expressions, Go templates of `docker --format`, pgloader's mustache.
 FOREIGN = {
-    ".github/workflows/": re.compile(r"\$\{\{ [a-z_.]+ \}\}"),
+    ".github/workflows/": re.compile(r"\$\{\{ [a-zA-Z_.| ]+ \}\}"),
     "scripts/": re.compile(r"\{\{(\.[A-Za-z.]+|range [A-Za-z.]+|println \.[A-Za-z]+|end)\}\}"),
     "pgloader/": re.compile(r"\{\{[A-Z_]+\}\}"),
 }
@@ -511,15 +512,15 @@ def make_targets(makefile: str) -> tuple[list[str], list[str]]:
     return helped, re.findall(r"(?m)^([a-z][a-z-]*):", makefile)
 
 
+PHONY = r".PHONY: $(shell sed -n 's/^\([a-z-]*\):.*/\1/p' Makefile)"
+
+
 def makefile_targets(tree: Tree) -> list[str]:
     """Every target is phony, has one line of help, and is in the README; every script of it exists."""
     makefile, readme = tree.files["Makefile"], tree.files["README.md"]
     helped, targets = make_targets(makefile)
-    phony = re.findall(r"(?m)^\.PHONY: (.*)$", makefile)[0].split()
-    found = [
-        f"Makefile: {name} is in .PHONY and not a target, or the other way round"
-        for name in sorted(set(phony) ^ set(targets))
-    ]
+    # A shell command reads them from the Makefile itself.
+    found = [] if PHONY in makefile.splitlines() else ["Makefile: not every target is phony"]
     found += [f"Makefile: {name} has no line of help" for name in sorted(set(targets) - set(helped))]
     found += [
         f"Makefile: {name} does not exist"
@@ -552,7 +553,7 @@ OWNED = re.compile(
 )
 
 # What clients set for themselves, and the file of secrets/ that no container sees.
-OF_CLIENTS = {"MLFLOW_TRACKING_SERVER_CERT_PATH", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE"}
+OF_CLIENTS = {"PGPASSFILE", "MLFLOW_TRACKING_SERVER_CERT_PATH", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE"}
 NO_CONTAINERS = {"tls_ca.key"}
 
 

@@ -1,6 +1,10 @@
 """`make doctor` and `make rotate-secrets` where nobody can be asked: they say so, say what mends it, change nothing."""
 
+import os
+import signal
 import subprocess
+import time
+from pathlib import Path
 
 import pytest
 from test_bad_input import BAD_FILE, NO_COMPOSE, NO_ENGINE, content, host
@@ -60,6 +64,35 @@ def test_nothing_is_changed_where_nothing_runs(host):
     code, out, err = run("rotate-secrets", stack, environment)
     assert (code, out, err) == (1, "", "rotate-secrets: error: the stack is not running: run 'make up' first\n")
     assert content(stack) == before
+
+
+def test_one_rotation_at_a_time(host):
+    """A second one is refused; the lock of one that was killed, or whose number is somebody else's, holds nobody."""
+    slow = "#!/bin/sh\ntouch reached\nexec sleep 60\n"
+    stack, environment = host(slow, auth="mlflow")
+    lock = stack / ".rotate-secrets.lock"
+    command = ["scripts/rotate-secrets.sh"]
+    first = subprocess.Popen(command, cwd=stack, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(300):
+            if (stack / "reached").exists():
+                break
+            time.sleep(0.1)
+        code, out, err = run("rotate-secrets", stack, environment)
+        assert (code, out) == (1, "") and err == (
+            f"rotate-secrets: error: another 'make rotate-secrets' (process {first.pid}) is at work:"
+            " wait until it has ended\n"
+        )
+        assert lock.is_symlink(), "the second one leaves the lock alone"
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+    (Path(environment["PATH"]) / "docker").write_text("#!/bin/sh\n")
+    for holder in (first.pid, os.getpid()):
+        lock.unlink(missing_ok=True)
+        lock.symlink_to(str(holder))
+        assert "is not running" in run("rotate-secrets", stack, environment)[2]
+        assert not lock.is_symlink()
 
 
 @pytest.mark.parametrize(

@@ -294,7 +294,7 @@ def test_a_secret_of_another_user_is_named(stack: Callable[..., Path], tmp_path:
     ("settings", "expected"),
     [
         ("", "{public}"),
-        ("HTTP_PORT=9999\n", "{other_port}"),
+        ("HTTP_PORT=9999\nHTTPS_PORT=9999\n", "{other_port}"),
         ("PUBLIC_URL=https://ml.example.org/x\nHTTP_PORT=1\n", "https://ml.example.org/x"),
     ],
 )
@@ -303,9 +303,12 @@ def test_the_address(trees: list[Tree], tmp_path: Path, settings: str, expected:
     for number, (tree, _) in enumerate(distinct(trees, lambda name: name == "scripts/url.sh")):
         answers = tree.answers
         host, port = (answers["domain"], 8080) if answers["reverse_proxy"] != "none" else ("localhost", 5000)
+        scheme, shown = "http", f":{port}"
+        if answers["tls"] != "none":
+            scheme, shown = "https", "" if answers["tls"] == "acme" else ":8443"
         urls = {
-            "public": f"http://{host}:{port}{answers['url_prefix']}",
-            "other_port": f"http://{host}:9999{answers['url_prefix']}",
+            "public": f"{scheme}://{host}{shown}{answers['url_prefix']}",
+            "other_port": f"{scheme}://{host}:9999{answers['url_prefix']}",
         }
         stack = tmp_path / str(number)
         shutil.copytree(tree.root / "scripts", stack / "scripts")

@@ -74,3 +74,29 @@ def test_a_missing_certificate_is_named(up: Callable[..., tuple[str, bool]]) -> 
     """The certificate that only the owner has is asked for before anything starts."""
     said, reached = up({"tls": "files"})
     assert said == "up: error: secrets/tls.pem is empty: put in the certificate\n" and not reached
+
+
+def test_a_rotation_that_was_interrupted_is_named(make_tree: Callable[[Answers], Tree], tmp_path: Path) -> None:
+    """A stack with secrets of both kinds may not start: the remedy is said instead of what the database says."""
+    stack = make_tree(TEAM).root
+    (stack / "bin").mkdir()
+    (stack / "bin" / "docker").write_text(DOCKER.replace('echo "$*" >reached && exit 1', "true"))
+    (stack / "bin" / "docker").chmod(0o755)
+    environment = {"PATH": f"{stack / 'bin'}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    subprocess.run(["scripts/init.sh"], cwd=stack, env=environment, check=True, capture_output=True)
+
+    def said() -> tuple[int, str]:
+        done = subprocess.run(["scripts/up.sh"], cwd=stack, env=environment, capture_output=True, text=True)
+        return done.returncode, done.stderr
+
+    remedy = "a rotation was interrupted: run 'make rotate-secrets' to finish it"
+    assert said() == (0, "")
+    (stack / "secrets" / ".db_password.next").touch()
+    assert said() == (0, f"up: {remedy}\n")
+    docker = (stack / "bin" / "docker").read_text()
+    (stack / "bin" / "docker").write_text(
+        docker.replace("case", 'case "$*" in "compose up "*) exit 1 ;; esac\ncase', 1)
+    )
+    assert said() == (1, f"up: error: {remedy}\n")
+    (stack / "secrets" / ".db_password.next").unlink()
+    assert said() == (1, "up: error: the stack did not become ready: see 'make logs'\n")

@@ -10,7 +10,8 @@ fi
 
 # The targets, each with the blank line after it, and what the README says of them.
 sed -i.before -e '/^update: ##/,/^$/d' -e '/^check-update: ##/,/^$/d' -e '/^eject: ##/,/^$/d' Makefile
-sed -i.before -e '/^| `make check-update`/d' -e '/^| `make update`/d' -e '/^| `make eject`/d' -e '/^## Which files are yours$/,$d' README.md
+sed -i.before -e '/^| .make check-update. /d' -e '/^| .make update. /d' -e '/^| .make eject. /d' \
+  -e 's/, .UPDATES=1. also asks for a newer template//' -e '/^## Which files are yours$/,$d' README.md
 rm Makefile.before README.md.before
 git rm --quiet --force .copier-answers.yml .github/workflows/update.yml renovate.json scripts/update.sh scripts/eject.sh
 
