@@ -44,7 +44,9 @@ WORDS = [
 ]
 
 
-@pytest.mark.parametrize("path", [p for p in CORE if p.name not in ("bucket.py", "migrate.py", "sso.py")], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", [p for p in CORE if p.name not in ("bucket.py", "migrate.py", "sso.py")], ids=lambda p: p.name
+)
 def test_core_names_no_optional_part(path):
     assert not [word for word in WORDS if word in path.read_text().lower()]
 
