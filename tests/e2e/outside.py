@@ -281,6 +281,12 @@ class Provider(Outside):
 
     issuer: str = ""
 
+    def fill(self, stack: Stack) -> None:
+        """Here a stack's address may be http under a name of its own, for which the default is https."""
+        super().fill(stack)
+        if stack.url.startswith("http:"):
+            stack.setting("OIDC_COOKIE_SECURE", "false")
+
     def token(self, grant: str = "password", client: str = "", **more: str) -> str:
         """Return a token of the provider, for a person (username=) or for a program (grant `client_credentials`)."""
         client = client or self.settings["OIDC_CLIENT_ID"]
@@ -298,9 +304,11 @@ class Provider(Outside):
 def provider() -> Iterator[Provider]:
     """Dex, an OpenID Connect provider with a login page of its own, which knows the stack at any of its addresses."""
     (port,) = free_ports(1)
-    stack_port, issuer, secret = free_port(), f"http://{gateway()}:{port}/dex", secrets.token_hex(20)
+    ports = {"http_port": free_port(), "https_port": free_port()}
+    issuer, secret = f"http://{gateway()}:{port}/dex", secrets.token_hex(20)
     addresses = [
-        f"http://{host}:{stack_port}{prefix}/oauth2/callback"
+        f"{scheme}://{host}:{ports[f'{scheme}_port']}{prefix}/oauth2/callback"
+        for scheme in ("http", "https")
         for host in ("localhost", "mlflow.example.com")
         for prefix in ("", "/mlflow")
     ]
@@ -335,8 +343,8 @@ def provider() -> Iterator[Provider]:
         ) as name:  # fmt: skip
             wait(name, lambda: urllib.request.urlopen(f"{issuer}/healthz", timeout=2).close())
             yield Provider(
-                answers={"http_port": stack_port},
-                settings={"OIDC_ISSUER": issuer, "OIDC_CLIENT_ID": "mlflow-stack", "OIDC_COOKIE_SECURE": "false"},
+                answers=ports,
+                settings={"OIDC_ISSUER": issuer, "OIDC_CLIENT_ID": "mlflow-stack"},
                 secrets={"oidc_client_secret": secret},
                 doors={f"{gateway()}:{port}": f"{gateway()}:{port}"},
                 issuer=issuer,

@@ -240,6 +240,8 @@ def rendered(folder: Path, name: str, answers: Mapping[str, Any], settings: Mapp
     data = {"project_name": f"{PREFIX}-{name}", "http_port": free_port(), **answers}
     if data.get("tls", "none") != "none":
         data = {"https_port": free_port(), **data}
+    else:
+        data.pop("https_port", None)
     stack = Stack(folder / f"{PREFIX}-{name}")
     copier.run_copy(str(ROOT), stack.folder, data=data, defaults=True, quiet=True, vcs_ref="HEAD")
     own = {"STORE_PORT": str(free_port()), "MLFLOW_IMAGE": image_tag(stack.folder)}
