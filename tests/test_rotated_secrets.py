@@ -7,9 +7,9 @@ from rendering import Tree, assert_none
 NOT_CHANGED = {
     "passwd": "a name for a numeric user, no secret",
     "db_ca.pem": "the certificate of somebody else's database",
-    "tls.pem": "a certificate: 'make init' renews one of our own making, its owner any other",
-    "tls.key": "made, or brought, with the certificate",
-    "tls_ca.pem": "a certificate, no secret",
+    "tls.pem": "a certificate; everybody may see it",
+    "tls_ca.pem": "a certificate; everybody may see it",
+    "tls.key": "made together with its certificate: docs/security.md says how",
     "object_store_root_user": "a name; the password beside it is changed",
 }
 

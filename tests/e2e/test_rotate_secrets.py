@@ -138,7 +138,7 @@ def test_everything_is_changed_while_a_client_logs(tmp_path: Path) -> None:
         client_login = made.login()
         with ThreadPoolExecutor(1) as one:
             # The login is kept: a client has the password that it was started with until somebody gives it the new one.
-            client = one.submit(log, made, "rotated", 60, timeout=400)
+            client = one.submit(log, made, "rotated", 150, timeout=400)
             until(lambda: ledger.exists() and ledger.read_text().count("sha256") > 3, 90, "the client is at work")
             said = made.make("rotate-secrets", "SECRET=keys,database,store")
             assert not client.done(), "the client was to be at work meanwhile"
