@@ -26,6 +26,8 @@ STORAGE = (
     {"backend": "sqlite", "artifact_store": "local", "artifact_access": "proxied", "url_prefix": ""},
     {"backend": "postgres", "artifact_store": "minio", "artifact_access": "proxied", "url_prefix": ""},
 )
+# Every login and every proxy once; `make test-all` attacks the other pairs too.
+ALWAYS = {("basic", "nginx"), ("mlflow", "caddy"), ("none", "none")}
 # MLflow's AI gateway answers only where it is asked for; its routes are worth an attack.
 SETTINGS = {"MLFLOW_ENABLE_AI_GATEWAY": "true"}
 Login = tuple[str, str] | None

@@ -12,7 +12,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from _pytest.mark.structures import ParameterSet
 from attacks import (
+    ALWAYS,
     METHODS,
     NAME,
     ROUTES,
@@ -79,7 +81,13 @@ OPEN = {
 CLUMSY = {("/graphql", "GET")}
 
 
-@pytest.fixture(scope="module", params=modes(), ids=lambda mode: f"{mode['auth']}-{mode['reverse_proxy']}")
+def marked(mode: dict[str, str]) -> ParameterSet:
+    """Return the mode as a parameter, marked `full` unless every run attacks it."""
+    pair = mode["auth"], mode["reverse_proxy"]
+    return pytest.param(mode, id="-".join(pair), marks=[] if pair in ALWAYS else pytest.mark.full)
+
+
+@pytest.fixture(scope="module", params=map(marked, modes()))
 def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     """A running stack of each mode; with MLflow's users, an admin with one of everything and a user without rights."""
     mode = request.param
@@ -145,6 +153,13 @@ def test_without_a_login(target: Target) -> None:
             wanted = (401, 404) if path in ("/healthz", "/metrics", "/health") else (401,)
             assert answer.status in wanted or refused_page(answer), f"{method} {path} as {login}: {answer.status}"
     alive(target)
+
+
+def test_every_run_attacks_every_login_and_every_proxy() -> None:
+    """What only `make test-all` attacks are further pairs of both."""
+    for question in ("auth", "reverse_proxy"):
+        every = {mode[question] for mode in modes()}
+        assert {mode[question] for mode in modes() if (mode["auth"], mode["reverse_proxy"]) in ALWAYS} == every
 
 
 def refused_page(answer: Answer) -> bool:
@@ -762,6 +777,28 @@ def test_default_accounts(target: Target) -> None:
         return
     port = {"seaweedfs": 8333, "minio": 9000}[target.answer("artifact_store")]
     assert json.loads(neighbour(target, "data", DEFAULTS, f"http://object-store:{port}")) == []
+
+
+def grpc(**fields: bytes | dict) -> bytes:
+    """Return a message of fields 1, 2, 3 and so on, in the order given; each is bytes or a message."""
+    parts = [value if isinstance(value, bytes) else grpc(**value) for value in fields.values()]
+    return b"".join(bytes([number << 3 | 2, len(part)]) + part for number, part in enumerate(parts, 1))
+
+
+def test_the_store_takes_no_orders_by_grpc(target: Target) -> None:
+    """Beside S3 SeaweedFS listens for orders who may come in: nobody on the network gets a key by one."""
+    if target.answer("artifact_store") != "seaweedfs" or target.answer("backend") != "postgres":
+        return
+    key = {"access_key": b"INTRUDERKEY", "secret_key": b"an-intruders-secret", "status": b"Active"}
+    message = grpc(identity={"name": b"intruder", "credentials": key, "actions": b"Admin"})
+    address = "http://object-store:18333/messaging_pb.SeaweedS3IamCache/PutIdentity"
+    curl = ("exec", "-T", "object-store", "curl", "-sS", "-i")
+    order = ("--http2-prior-knowledge", "-H", "Content-Type: application/grpc", "-H", "TE: trailers")
+    framed = (b"\0" + len(message).to_bytes(4, "big") + message).decode()
+    answer = target.stack.compose(*curl, *order, "--data-binary", "@-", address, input=framed)
+    assert "grpc-status: 16" in answer, answer  # UNAUTHENTICATED
+    sign = ("--aws-sigv4", "aws:amz:us-east-1:s3", "--user", "INTRUDERKEY:an-intruders-secret")
+    assert " 403 " in target.stack.compose(*curl, *sign, "http://object-store:8333/").splitlines()[0]
 
 
 def test_method_names(target: Target) -> None:
