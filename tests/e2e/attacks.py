@@ -29,7 +29,8 @@ STORAGE = (
 # Every login and every proxy once; `make test-all` attacks the other pairs too.
 ALWAYS = {("basic", "nginx"), ("mlflow", "caddy"), ("none", "none")}
 # MLflow's AI gateway answers only where it is asked for; its routes are worth an attack.
-SETTINGS = {"MLFLOW_ENABLE_AI_GATEWAY": "true"}
+# One process, so that a login which it has seen is known to all of it after wrong passwords.
+SETTINGS = {"MLFLOW_ENABLE_AI_GATEWAY": "true", "MLFLOW_WORKERS": "1"}
 Login = tuple[str, str] | None
 
 
@@ -127,14 +128,14 @@ class Target:
         """Run a Python program in the server's container."""
         return self.stack.compose("exec", "-T", "mlflow", "python", "-c", script, *words, **more)
 
-    def raw(self, data: bytes, seconds: float = 10) -> bytes:
+    def raw(self, data: bytes, seconds: float = 10, silence: float = 1) -> bytes:
         """Send bytes; return all that comes back until the other side closes, or falls silent."""
         received = b""
         with self.connect(seconds) as connection, contextlib.suppress(TimeoutError, ConnectionError):
             connection.sendall(data)
             while piece := connection.recv(65536):
                 received += piece
-                connection.settimeout(1)
+                connection.settimeout(silence)
         return received
 
 
