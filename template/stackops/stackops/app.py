@@ -8,6 +8,7 @@ download passes through piece by piece, with its length announced, so that a cli
 """
 
 import asyncio
+import importlib
 import json
 import os
 import posixpath
@@ -58,6 +59,9 @@ def create_app() -> FastAPI:
         from stackops.stores import presigned
 
         presigned.register()
+    # MLflow imports this when somebody first asks for a job, and holds a lock meanwhile that every other import
+    # needs: with another request at that moment, both wait for each other, and all others for them.
+    importlib.import_module("mlflow.server.jobs.utils")
     app.add_exception_handler(Exception, failures.answer)
     flask_app.register_error_handler(500, failures.blame)
     if os.environ.get("MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE") != "true":
