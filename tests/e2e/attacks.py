@@ -118,7 +118,13 @@ class Target:
                 connection.putheader("Content-Length", str(len(data or b"")))
             connection.endheaders(data)
             got = connection.getresponse()
-            return Answer(got.status, {k.lower(): v for k, v in got.getheaders()}, got.read())
+            try:
+                read = got.read()
+            except http.client.IncompleteRead as cut:
+                # The server refuses an upload before it has read it and hangs up; a proxy may lose the words.
+                assert got.status in (401, 403, 413, 429) and data is not None, f"{method} {path}: {got.status}, cut"
+                read = cut.partial
+            return Answer(got.status, {k.lower(): v for k, v in got.getheaders()}, read)
 
     def mlflow(self, method: str, path: str, login: Login = None, **more: Any) -> Answer:
         """Send a request to a path of MLflow's."""
