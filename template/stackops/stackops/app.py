@@ -61,6 +61,9 @@ def create_app() -> FastAPI:
         from stackops.stores import presigned
 
         presigned.register()
+    # MLflow imports this when somebody first asks for a job, and holds a lock meanwhile that every import
+    # needs: with another request at that moment, both wait for each other, and all others for them.
+    importlib.import_module("mlflow.server.jobs.utils")
     app.add_exception_handler(Exception, failures.answer)
     flask_app.register_error_handler(500, failures.blame)
     if os.environ.get("MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE") != "true":
