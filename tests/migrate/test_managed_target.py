@@ -39,10 +39,20 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, str
 
 @pytest.fixture(scope="module")
 def store(rich_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The rich store, where the user that runs the stack may read it; without an admin's users to keep."""
+    """The rich store, where the user that runs the stack may read it; MLflow's server starts over its rows.
+
+    It refuses to with workspaces or rollups, unless it is told to use them.
+    """
     folder = tmp_path_factory.mktemp("managed")
     folder.chmod(0o755)
-    path = moving.copy(rich_store, folder)
+    with closing(sqlite3.connect(rich_store)) as connection:
+        scoped = connection.execute(
+            "SELECT t.name FROM sqlite_schema t, pragma_table_info(t.name) c "
+            "WHERE t.type = 'table' AND c.name = 'workspace'"
+        ).fetchall()
+    plain = [f"UPDATE \"{table}\" SET workspace = 'default'" for (table,) in scoped]
+    rollups = ("sql_trace_metric_daily_rollups", "sql_span_cost_daily_rollups", "sql_assessment_daily_rollups")
+    path = moving.copy(rich_store, folder, *plain, *(f"DELETE FROM {name}" for name in rollups))
     path.chmod(0o644)
     return path
 
