@@ -27,49 +27,49 @@ SECRET = (
 )
 EVERY_BYTE = bytes(range(256)).hex()
 
-# Values that like to get lost -> what makes them, and what the sentence says of those that pgloader cannot load.
+# What pgloader cannot load -> what makes it, and what the sentence says.
+LOST = {
+    "infinities": (
+        [METRIC.format("m", "9e999", 1, 0, 0), METRIC.format("m", "-9e999", 1, 1, 0)],
+        "metrics has 0 rows instead of 2",
+    ),
+    "json-that-is-one-float": (
+        [DATASET, RECORD.format("1", "1e300", "1")],
+        "evaluation_dataset_records has 0 rows instead of 1",
+    ),
+}
+# Values that like to get lost -> what makes them, each in a run of its own.
 VALUES = {
-    "infinity": ([METRIC.format("m", "9e999", 1, 0, 0)], "metrics has 0 rows instead of 1"),
-    "minus-infinity": ([METRIC.format("m", "-9e999", 1, 0, 0)], "metrics has 0 rows instead of 1"),
-    "nan": ([METRIC.format("m", 0, 1, 0, 1)], ""),
-    "floats": (
-        [
-            METRIC.format(number, number, 1, 0, 0)
-            for number in ("-0.0", "5e-324", "1e-310", "1.7976931348623157e308", "9007199254740994.0", "0.1", "-2.5e-7")
-        ],
-        "",
-    ),
-    "integers-in-a-float": ([METRIC.format("m", 3, 1, 0, 0)], ""),
-    "numbers-as-text": (["UPDATE runs SET start_time = '1700000000000', end_time = 5.0"], ""),
-    "bigint": ([METRIC.format("m", 1, 2**63 - 1, -(2**63), 0)], ""),
-    "backslash-n": ([PARAM.format("a", r"'\N'"), PARAM.format("b", r"'\.'"), PARAM.format("c", r"'\'")], ""),
-    "white-space": ([PARAM.format("a", "char(9) || 'a' || char(13, 10) || ' ' || char(11, 12)")], ""),
-    "control-characters": ([PARAM.format("a", "char(1, 2, 8, 27, 31, 127)")], ""),
-    "empty": ([PARAM.format("a", "''"), PARAM.format("b", "' '")], ""),
-    "null-in-letters": ([PARAM.format("a", "'NULL'"), PARAM.format("b", "'null'")], ""),
-    "quotes": ([PARAM.format("a", """'"x" ''y'' `z` $1 %s {}'""")], ""),
-    "other-scripts": ([PARAM.format("a", "'👩‍👩‍👧 é ‏עברית  ﬀ'")], ""),
-    "long-text": ([PARAM.format("a", "printf('%.*c', 8000, 'é')")], ""),
-    "every-byte": ([SECRET.format("a", EVERY_BYTE), SECRET.format("b", "")], ""),
-    "json": (
-        [
-            DATASET,
-            *(
-                RECORD.format(number, text, number)
-                for number, text in enumerate(('{"a":  [1, null]}', "[]", '"\\\\N"', "0", "null", '"é👩"', "1e300"))
-            ),
-        ],
-        "",
-    ),
-    "dates": (
-        [
-            ROLLUP.format(0, f"'{day}'", number)
-            for number, day in enumerate(("1970-01-01", "2026-02-28", "9999-12-31", "0001-01-01"))
-        ],
-        "",
-    ),
-    "wide-traces": ([TRACE, SPANS.format(20, r"replace(hex(zeroblob(75000)), '0', '\')")], ""),
-    "tables-of-the-owner": (["CREATE TABLE notes (text TEXT)", "INSERT INTO notes VALUES ('x')"], ""),
+    "nan": [METRIC.format("m", 0, 1, 0, 1)],
+    "floats": [
+        METRIC.format(number, number, 1, 0, 0)
+        for number in ("-0.0", "5e-324", "1e-310", "1.7976931348623157e308", "9007199254740994.0", "0.1", "-2.5e-7")
+    ],
+    "integers-in-a-float": [METRIC.format("m", 3, 1, 0, 0)],
+    "numbers-as-text": ["UPDATE runs SET start_time = '1700000000000', end_time = 5.0"],
+    "bigint": [METRIC.format("m", 1, 2**63 - 1, -(2**63), 0)],
+    "backslash-n": [PARAM.format("a", r"'\N'"), PARAM.format("b", r"'\.'"), PARAM.format("c", r"'\'")],
+    "white-space": [PARAM.format("a", "char(9) || 'a' || char(13, 10) || ' ' || char(11, 12)")],
+    "control-characters": [PARAM.format("a", "char(1, 2, 8, 27, 31, 127)")],
+    "empty": [PARAM.format("a", "''"), PARAM.format("b", "' '")],
+    "null-in-letters": [PARAM.format("a", "'NULL'"), PARAM.format("b", "'null'")],
+    "quotes": [PARAM.format("a", """'"x" ''y'' `z` $1 %s {}'""")],
+    "other-scripts": [PARAM.format("a", "'👩‍👩‍👧 é ‏עברית  ﬀ'")],
+    "long-text": [PARAM.format("a", "printf('%.*c', 8000, 'é')")],
+    "every-byte": [SECRET.format("a", EVERY_BYTE), SECRET.format("b", "")],
+    "json": [
+        DATASET,
+        *(
+            RECORD.format(number, text, number)
+            for number, text in enumerate(('{"a":  [1, null]}', "[]", '"\\\\N"', "0", "null", '"é👩"'))
+        ),
+    ],
+    "dates": [
+        ROLLUP.format(0, f"'{day}'", number)
+        for number, day in enumerate(("1970-01-01", "2026-02-28", "9999-12-31", "0001-01-01"))
+    ],
+    "wide-traces": [TRACE, SPANS.format(20, r"replace(hex(zeroblob(75000)), '0', '\')")],
+    "tables-of-the-owner": ["CREATE TABLE notes (text TEXT)", "INSERT INTO notes VALUES ('x')"],
 }
 
 
@@ -94,19 +94,26 @@ def test_a_hazard_is_refused_before_anything_is_made(mover, empty_store, tmp_pat
     is_as_before(mover, before)
 
 
-@pytest.mark.parametrize("name", VALUES)
-def test_a_value_arrives_or_a_sentence_says_so(mover, empty_store, tmp_path, name):
-    statements, lost = VALUES[name]
-    store = moving.copy(empty_store, tmp_path, RUN, *statements)
-    before, original = oracle.content(mover.dsn), store.read_bytes()
-    said = mover.load(store, engine="pgloader", fails=bool(lost))
+def test_values_arrive(mover, empty_store, tmp_path):
+    own = [
+        statement.replace("'r'", f"'{name}'") for name, statements in VALUES.items() for statement in (RUN, *statements)
+    ]
+    store = moving.copy(empty_store, tmp_path, *own)
+    original = store.read_bytes()
+    mover.load(store, engine="pgloader")
     assert store.read_bytes() == original
-    if not lost:
-        assert oracle.differences(store, mover.dsn) == []
-        assert oracle.schema(mover.server.container, mover.database) == oracle.fresh(mover.server.container)
-        assert made(mover) == []
-        return
-    assert f"source and target differ: {lost}" in said and "ENGINE=copy can do it" in said
+    assert oracle.differences(store, mover.dsn) == []
+    assert oracle.schema(mover.server.container, mover.database) == oracle.fresh(mover.server.container)
+    assert made(mover) == []
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_what_pgloader_cannot_load_is_said_in_a_sentence(mover, empty_store, tmp_path, name):
+    statements, sentence = LOST[name]
+    store = moving.copy(empty_store, tmp_path, RUN, *statements)
+    before = oracle.content(mover.dsn)
+    said = mover.load(store, engine="pgloader", fails=True)
+    assert f"source and target differ: {sentence}" in said and "ENGINE=copy can do it" in said
     is_as_before(mover, before)
     mover.run(store)
     assert oracle.differences(store, mover.dsn) == []

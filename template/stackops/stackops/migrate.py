@@ -25,6 +25,7 @@ from stackops.migration import hazards, load, older, pgloader, prepare, source, 
 HELP = "move another MLflow's rows into this stack's database"
 BACKUPS = "/backups"
 LOCATIONS = 12  # of artifacts, in the report for a person
+ROLLUPS = ("sql_trace_metric_daily_rollups", "sql_span_cost_daily_rollups", "sql_assessment_daily_rollups")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -367,6 +368,16 @@ def look(rows, place: target.Target, report: Report) -> list[str]:
     for table, secret in (("secrets", "crypto_kek_passphrase"), ("webhooks", "webhook_encryption_key")):
         if report.rows.get(table):
             report.notes.append(f"{table} are encrypted: put the key of the old server into secrets/{secret}")
+    # MLflow does not start over such rows unless it is told to use them.
+    told = {
+        "MLFLOW_ENABLE_WORKSPACES": report.rows.get("workspaces", 0) > 1,
+        "MLFLOW_SQL_TRACE_ROLLUPS_ENABLED": any(report.rows.get(name) for name in ROLLUPS),
+    }
+    report.notes += [
+        f"the old server had {name}=true: give it to mlflow in compose.override.yaml, or nothing starts"
+        for name, used in told.items()
+        if used
+    ]
     report.occupied = target.occupied(place, sorted(names))
     return sorted(names)
 
