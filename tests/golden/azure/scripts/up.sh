@@ -21,6 +21,13 @@ docker info >/dev/null 2>&1 || die "no Docker engine answers: start it, or see t
 [ -f .env ] || die "there is no .env: run 'make init'"
 [ -n "$(sed -n 's/^DB_HOST=//p' .env)" ] || die "DB_HOST in .env is empty: put in the address of your PostgreSQL server"
 [ -s secrets/db_password ] || die "secrets/db_password is empty: put in the password of the database user"
+
+# Nothing here encrypts, so other machines come in through something that does, or over a network that is trusted.
+setting() { sed -n "s/^$1=//p" .env | tail -n 1; }
+case "$(setting HTTP_BIND)/$(setting PUBLIC_URL)/$(setting ALLOW_HTTP)" in
+  /* | 127.* | localhost/* | */https://* | */yes) ;;
+  *) die "HTTP_BIND in .env lets other machines in, and nothing encrypts: passwords would cross the network readable. Set PUBLIC_URL to the https address of what is in front, or ALLOW_HTTP=yes if the network is safe, or choose a certificate: scripts/update.sh --data tls=self-signed" ;;
+esac
 docker compose config --quiet || die "compose.yaml, compose.override.yaml or .env is not valid, see above"
 
 docker compose build
@@ -60,8 +67,13 @@ failing=$(docker compose ps --status restarting --services)
 # shellcheck disable=SC2086 # one word a service
 [ -z "$failing" ] || docker compose stop $failing
 
+# A change of secrets that was interrupted leaves files of both kinds.
+half=$(find secrets -name '.*.next' -o -name '.*.old')
+remedy="a rotation was interrupted: run 'make rotate-secrets' to finish it"
 if ! docker compose up --detach --wait; then
+  [ -z "$half" ] || die "$remedy"
   explain
   die "the stack did not become ready: see 'make logs'"
 fi
 echo "azure is ready: $(scripts/url.sh), user admin, password in secrets/admin_password"
+[ -z "$half" ] || printf 'up: %s\n' "$remedy" >&2

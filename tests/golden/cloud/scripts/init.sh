@@ -54,6 +54,7 @@ wanted db_password "put in the password of the database user (DB_USER in .env)"
 [ -n "$(sed -n 's/^DB_HOST=//p' .env)" ] || say "DB_HOST in .env is empty: put in the address of your PostgreSQL server"
 wanted s3_credentials "put in a key for the bucket as the AWS tools write it ([default], aws_access_key_id, aws_secret_access_key), or leave it empty to use the role of this machine"
 random 24 | secret admin_password
+: | secret htpasswd
 # The stack runs as their owner and could not read a file of somebody else, e.g. of a run as root.
 foreign=$(find secrets ! -user "$(id -u)" | head -n 1)
 if [ -n "$foreign" ] && [ "$(id -u)" -ne 0 ]; then

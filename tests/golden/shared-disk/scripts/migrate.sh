@@ -1,6 +1,6 @@
 #!/bin/sh
 # Moves another MLflow's rows into this stack; with the word 'check' it only looks. README.md explains the variables:
-# FROM, ARTIFACTS, FIX, REPLACE, ENGINE, PASSWORD_FILE, JSON.
+# FROM, ARTIFACTS, FIX, REPLACE, ENGINE, PASSWORD_FILE, PGPASSFILE, JSON.
 set -eu
 cd "$(dirname "$0")/.."
 action=${1:-move}
@@ -10,19 +10,57 @@ die() {
   exit 1
 }
 
+# shellcheck source=/dev/null
+. scripts/other-stack.sh
+
+compose() { docker compose --progress quiet "$@"; }
+
 from=${FROM:-}
-[ -n "$from" ] || die "say what to move, for example FROM=/path/to/mlflow.db or FROM=./mlruns"
+[ -n "$from" ] || die "say what to move, for example FROM=/path/to/mlflow.db, FROM=./mlruns or FROM=../other-stack"
 case ${ENGINE:=copy} in
   copy | pgloader) ;;
   *) die "ENGINE is '$ENGINE': there are copy and pgloader" ;;
 esac
 
+# Nobody may write while rows move, here or in another stack. If the move fails, what was running before runs again.
+running='' other='' their_running=''
+finish() {
+  leave
+  [ -z "$their_running" ] || theirs up --detach --wait mlflow >/dev/null 2>&1 ||
+    echo "migrate: the server of $other did not start again: run 'make -C $other up'" >&2
+  [ -z "$running" ] || compose up --detach --wait >/dev/null 2>&1 ||
+    echo "migrate: the stack did not start again: run 'make up'" >&2
+}
+trap finish EXIT
+trap 'exit 130' INT TERM
+
 # The source is mounted read-only, with its folder: SQLite may keep a second file beside the first.
 mount=
 case $from in
   *://*) source=$from ;;
+  local)
+    mount=shared-disk_mlflow-data source=/from
+    docker volume inspect "$mount" >/dev/null 2>&1 || die "there is no volume $mount: nothing was ever kept locally here"
+    ;;
   *)
-    if [ -d "$from" ]; then
+    if is_stack "$from"; then
+      other=$from
+      meet "$other"
+      case $(their STACK_BACKEND)-$(their DB_HOST) in
+        sqlite-*)
+          mount=$(their_data) source=/from
+          [ -n "$mount" ] || die "there are no data of $from on this machine: bring the folder of its database instead"
+          ;;
+        postgres-postgres)
+          PASSWORD_FILE=$from/secrets/db_password
+          join postgres old-postgres
+          source=postgresql+psycopg2://$(their DB_USER)@old-postgres:$(their DB_PORT)/$(their DB_NAME)
+          ;;
+        *)
+          die "the database of $from is somewhere else: give its address, as in FROM=postgresql+psycopg2://$(their DB_USER)@$(their DB_HOST):$(their DB_PORT)/$(their DB_NAME)?sslmode=require PASSWORD_FILE=$from/secrets/db_password"
+          ;;
+      esac
+    elif [ -d "$from" ]; then
       mount=$(cd "$from" && pwd) source=/from
     elif [ -e "$from" ]; then
       mount=$(cd "$(dirname "$from")" && pwd) source=/from/$(basename "$from")
@@ -43,13 +81,16 @@ if [ -n "${PASSWORD_FILE:-}" ]; then
 elif [ -n "${PGPASSWORD:-}" ]; then
   password=$PGPASSWORD
 fi
-[ -z "$password" ] || set -- "$@" --password-stdin
+if [ -n "$password" ]; then
+  set -- "$@" --password-stdin
+elif [ "$source" = "$from" ] && [ -n "${PGPASSFILE:-}" ]; then
+  password=$(cat "$PGPASSFILE" 2>/dev/null) || die "PGPASSFILE $PGPASSFILE cannot be read"
+  set -- "$@" --passfile-stdin
+fi
 
 umask 077
 mkdir -p backups
 [ "$(id -u)" -ne 0 ] || chown "$(sed -n 's/^STACK_UID=//p' .env):$(sed -n 's/^STACK_GID=//p' .env)" backups
-
-compose() { docker compose --progress quiet "$@"; }
 
 # With a terminal there is a progress bar.
 stackops() {
@@ -63,30 +104,29 @@ stackops() {
 }
 
 compose build mlflow
+[ "$ENGINE" = copy ] || [ "$action" = check ] || compose build pgloader
 if [ "$action" = check ]; then
   stackops "$@" --check
   exit
 fi
 
-# Nobody may write while rows move. What was running before runs again afterwards, also if the move was refused.
 running=$(compose ps --status running --quiet mlflow)
-again() {
-  [ -z "$running" ] || compose up --detach --wait >/dev/null 2>&1 || echo "migrate: the stack did not start again: run 'make up'" >&2
-}
-trap again EXIT
 compose stop mlflow
+if [ -n "$other" ]; then
+  their_running=$(theirs ps --status running --quiet mlflow)
+  theirs stop mlflow
+fi
 
 if [ "$ENGINE" = copy ]; then
   stackops "$@"
 else
   # Into a schema of its own, which takes the tables' place only if every row in it is right.
   stackops "$@" --stage prepare
-  compose build pgloader
   compose run --rm -T pgloader >backups/pgloader.log 2>&1 || true
   stackops "$@" --stage finish || die "the rows are as they were; backups/pgloader.log has pgloader's own words"
 fi
 
-running=
-trap - EXIT
+running='' their_running=''
 compose up --detach --wait || die "the rows are there, but the stack did not become ready: run 'make up'"
 compose exec -T mlflow stackops prove
+[ -z "$other" ] || echo "the server of $other is stopped, and its data is as it was; the way back: make -C $other up"

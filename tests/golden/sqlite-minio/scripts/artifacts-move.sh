@@ -5,7 +5,8 @@
 #   make artifacts-move FROM=STORE    from that store to this stack's
 #
 # STORE is s3://BUCKET, wasbs://CONTAINER@ACCOUNT.blob.core.windows.net or gs://BUCKET, each with /PREFIX if you like,
-# local (the volume of a stack that keeps its artifacts itself), or a folder of this machine such as /srv/artifacts.
+# local (the volume of a stack that keeps its artifacts itself), or a folder of this machine such as ./mlruns; after FROM=
+# also the folder of another stack on this machine, such as ../team.
 #
 #   DRY_RUN=1     only say what would be done
 #   KEEP=source   where an object is in both stores and different, copy it again; KEEP=target: leave it
@@ -24,6 +25,11 @@ die() {
   exit 1
 }
 
+# shellcheck source=/dev/null
+. scripts/other-stack.sh
+trap leave EXIT
+trap 'exit 130' INT TERM
+
 case ${TO:+to}${FROM:+from} in
   to) side=--to other=$TO ;;
   from) side=--from other=$FROM ;;
@@ -41,11 +47,6 @@ case $other in
       die "there is no volume $volume: nothing was ever kept locally here"
     set -- --volume "$volume:/other" artifacts-move "$side" /other/artifacts --known-as /data/artifacts
     ;;
-  /*)
-    [ -d "$other" ] || die "there is no folder $other"
-    set -- --volume "$other:/other" artifacts-move "$side" /other --known-as "${KNOWN_AS:-$other}"
-    [ "$side" = --from ] || set -- "$@" --copy-only
-    ;;
   s3://* | wasbs://* | gs://*)
     case $other in
       s3:*) key=s3_credentials ;;
@@ -60,7 +61,33 @@ case $other in
       fi
     done
     ;;
-  *) die "$other is no store: 'make artifacts-move' explains what is" ;;
+  *)
+    [ -d "$other" ] || die "$other is no store and no folder: 'make artifacts-move' explains what is"
+    if ! is_stack "$other"; then
+      folder=$(cd "$other" && pwd)
+      set -- --volume "$folder:/other" artifacts-move "$side" /other --known-as "${KNOWN_AS:-$folder}"
+      [ "$side" = --from ] || set -- "$@" --copy-only
+    elif [ "$side" = --to ]; then
+      die "$other is a stack: go there and say FROM=$PWD"
+    else
+      meet "$other"
+      uri=$(their ARTIFACT_URI)
+      case $uri-$(their MLFLOW_S3_ENDPOINT_URL) in
+        /*)
+          data=$(their_data)
+          [ -n "$data" ] || die "there are no artifacts of $other on this machine: bring the folder instead"
+          set -- --volume "$data:/other" artifacts-move --from /other/artifacts --known-as "$uri"
+          ;;
+        s3://*-http://object-store:*)
+          join object-store old-store
+          ENDPOINT=$(their MLFLOW_S3_ENDPOINT_URL | sed 's/object-store/old-store/') REGION=$(their AWS_DEFAULT_REGION)
+          set -- --volume "$(cd "$other" && pwd)/secrets/s3_credentials:/run/other/s3_credentials:ro" \
+            artifacts-move --from "$uri" --known-as "$uri"
+          ;;
+        *) die "$other keeps its artifacts in $uri: say FROM=$uri, and put its key into secrets/other" ;;
+      esac
+    fi
+    ;;
 esac
 [ -z "${DRY_RUN:-}" ] || set -- "$@" --dry-run
 [ -z "${DISTRUST:-}" ] || set -- "$@" --distrust
@@ -69,4 +96,4 @@ esac
 
 docker compose build --quiet mlflow
 docker compose build --quiet artifacts-move
-exec docker compose run --rm -T --no-deps --env OTHER_ENDPOINT="${ENDPOINT:-}" --env OTHER_REGION="${REGION:-}" "$@"
+docker compose run --rm -T --no-deps --env OTHER_ENDPOINT="${ENDPOINT:-}" --env OTHER_REGION="${REGION:-}" "$@"

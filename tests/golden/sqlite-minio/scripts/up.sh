@@ -58,8 +58,13 @@ failing=$(docker compose ps --status restarting --services)
 # shellcheck disable=SC2086 # one word a service
 [ -z "$failing" ] || docker compose stop $failing
 
+# A change of secrets that was interrupted leaves files of both kinds.
+half=$(find secrets -name '.*.next' -o -name '.*.old')
+remedy="a rotation was interrupted: run 'make rotate-secrets' to finish it"
 if ! docker compose up --detach --wait; then
+  [ -z "$half" ] || die "$remedy"
   explain
   die "the stack did not become ready: see 'make logs'"
 fi
 echo "sqlite-minio is ready: $(scripts/url.sh), user admin, password in secrets/admin_password"
+[ -z "$half" ] || printf 'up: %s\n' "$remedy" >&2

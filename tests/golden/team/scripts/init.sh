@@ -67,6 +67,7 @@ key_pair "$(random 20)" "$(random 40)" | secret s3_credentials
   printf '\n]}\n'
 } | secret object_store.json
 random 24 | secret admin_password
+: | secret htpasswd
 # The stack runs as their owner and could not read a file of somebody else, e.g. of a run as root.
 foreign=$(find secrets ! -user "$(id -u)" | head -n 1)
 if [ -n "$foreign" ] && [ "$(id -u)" -ne 0 ]; then

@@ -19,17 +19,17 @@ if [ "$major" -lt 2 ] || { [ "$major" -eq 2 ] && [ "$minor" -lt 24 ]; }; then
 fi
 docker info >/dev/null 2>&1 || die "no Docker engine answers: start it, or see that $(id -un) may use it"
 [ -f .env ] || die "there is no .env: run 'make init'"
+
+# Nothing here encrypts, so other machines come in through something that does, or over a network that is trusted.
+setting() { sed -n "s/^$1=//p" .env | tail -n 1; }
+case "$(setting HTTP_BIND)/$(setting PUBLIC_URL)/$(setting ALLOW_HTTP)" in
+  /* | 127.* | localhost/* | */https://* | */yes) ;;
+  *) die "HTTP_BIND in .env lets other machines in, and nothing encrypts: passwords would cross the network readable. Set PUBLIC_URL to the https address of what is in front, or ALLOW_HTTP=yes if the network is safe, or choose a certificate: scripts/update.sh --data tls=self-signed" ;;
+esac
 docker compose config --quiet || die "compose.yaml, compose.override.yaml or .env is not valid, see above"
 
 docker compose build
-if [ ! -s secrets/htpasswd ]; then
-  umask 077
-  docker compose run --rm -T --no-deps mlflow htpasswd admin <secrets/admin_password >secrets/.htpasswd.new
-  if [ "$(id -u)" -eq 0 ]; then
-    chown "$(sed -n 's/^STACK_UID=//p' .env):$(sed -n 's/^STACK_GID=//p' .env)" secrets/.htpasswd.new
-  fi
-  mv secrets/.htpasswd.new secrets/htpasswd
-fi
+docker compose --progress quiet run --rm -T users htpasswd || die "the list of users is not ready, see above"
 
 # The last line of standard input, without what stackops puts in front.
 last_words() { grep . | tail -n 1 | sed 's/^stackops: error: //; s/^not ready: //'; }
@@ -66,8 +66,13 @@ failing=$(docker compose ps --status restarting --services)
 # shellcheck disable=SC2086 # one word a service
 [ -z "$failing" ] || docker compose stop $failing
 
+# A change of secrets that was interrupted leaves files of both kinds.
+half=$(find secrets -name '.*.next' -o -name '.*.old')
+remedy="a rotation was interrupted: run 'make rotate-secrets' to finish it"
 if ! docker compose up --detach --wait; then
+  [ -z "$half" ] || die "$remedy"
   explain
   die "the stack did not become ready: see 'make logs'"
 fi
 echo "team is ready: $(scripts/url.sh), user admin, password in secrets/admin_password"
+[ -z "$half" ] || printf 'up: %s\n' "$remedy" >&2

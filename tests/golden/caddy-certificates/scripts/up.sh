@@ -1,0 +1,71 @@
+#!/bin/sh
+# Builds and starts the stack and waits until it is ready; says in one sentence what is wrong if it is not.
+set -eu
+cd "$(dirname "$0")/.."
+
+die() {
+  printf 'up: error: %s\n' "$*" >&2
+  exit 1
+}
+
+command -v docker >/dev/null || die "Docker is not installed: see https://docs.docker.com/engine/install/"
+version=$(docker compose version --short 2>/dev/null) ||
+  die "this Docker has no Compose v2: install its Compose plugin, version 2.24 or later (docker-compose v1 is too old)"
+version=${version#v}
+major=${version%%.*} minor=${version#*.}
+minor=${minor%%.*}
+if [ "$major" -lt 2 ] || { [ "$major" -eq 2 ] && [ "$minor" -lt 24 ]; }; then
+  die "Docker Compose $version is too old: version 2.24 or later is needed"
+fi
+docker info >/dev/null 2>&1 || die "no Docker engine answers: start it, or see that $(id -un) may use it"
+[ -f .env ] || die "there is no .env: run 'make init'"
+docker compose config --quiet || die "compose.yaml, compose.override.yaml or .env is not valid, see above"
+
+docker compose build
+docker compose --progress quiet run --rm -T users htpasswd || die "the list of users is not ready, see above"
+
+# The last line of standard input, without what stackops puts in front.
+last_words() { grep . | tail -n 1 | sed 's/^stackops: error: //; s/^not ready: //'; }
+
+# Of a job that failed, its last line is the reason; of a container that could not start, the engine's word.
+explain() {
+  docker compose ps --all --format '{{.Name}} {{.Service}} {{.State}} {{.ExitCode}} {{.Health}}' |
+    while read -r name service state code health; do
+      error=$(docker inspect --format '{{.State.Error}}' "$name" 2>/dev/null)
+      case $error in
+        *"already allocated"* | *"already in use"*)
+          die "a port that $service needs is in use: choose another in .env (HTTP_PORT, HTTPS_PORT)"
+          ;;
+        ?*) die "$service did not start: $error" ;;
+      esac
+      case "$state $code $health" in
+        "exited 0 "*) ;;
+        exited* | restarting*)
+          said=$(docker logs --tail 5 "$name" 2>&1)
+          case $said in
+            *"stackops: error: "*) die "$(printf '%s\n' "$said" | last_words)" ;;
+            *) die "$service does not start, 'make logs SERVICE=$service' shows all of it: $(printf '%s\n' "$said" | last_words)" ;;
+          esac
+          ;;
+        *unhealthy)
+          die "$service is not ready: $(docker inspect --format '{{range .State.Health.Log}}{{println .Output}}{{end}}' "$name" | last_words)"
+          ;;
+      esac
+    done
+}
+
+# A part that fails again and again pauses longer after each time. Its cause may be gone: it starts afresh.
+failing=$(docker compose ps --status restarting --services)
+# shellcheck disable=SC2086 # one word a service
+[ -z "$failing" ] || docker compose stop $failing
+
+# A change of secrets that was interrupted leaves files of both kinds.
+half=$(find secrets -name '.*.next' -o -name '.*.old')
+remedy="a rotation was interrupted: run 'make rotate-secrets' to finish it"
+if ! docker compose up --detach --wait; then
+  [ -z "$half" ] || die "$remedy"
+  explain
+  die "the stack did not become ready: see 'make logs'"
+fi
+echo "caddy-certificates is ready: $(scripts/url.sh), user admin, password in secrets/admin_password"
+[ -z "$half" ] || printf 'up: %s\n' "$remedy" >&2

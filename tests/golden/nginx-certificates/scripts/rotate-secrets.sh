@@ -1,0 +1,74 @@
+#!/bin/sh
+# Changes the secrets of this stack, all of them or SECRET=name,group,…, while it lives on; README.md explains it.
+# The work is done by stackops/rotate.py, in a container that gets secrets/ as a folder: no value passes through here.
+set -eu
+cd "$(dirname "$0")/.."
+
+die() {
+  printf 'rotate-secrets: error: %s\n' "$*" >&2
+  exit 1
+}
+
+# name:how:group:services that read it at their start
+table='
+crypto_kek_passphrase:kek:keys:mlflow
+webhook_encryption_key:webhook:keys:mlflow
+postgres_password:role:database:
+db_password:role:database:mlflow
+object_store_admin:pair:store:object-store,mlflow
+object_store_direct.json:keylist:store:object-store,mlflow
+s3_credentials:pair:store:object-store,mlflow
+client_s3_credentials:pair:store:object-store,mlflow
+admin_password:account:login:mlflow
+flask_secret_key:plain:cookie:mlflow
+'
+
+compose() { docker compose --progress quiet "$@"; }
+
+# Standard input is the new value, where somebody else issues it.
+stackops() {
+  # shellcheck disable=SC2086 # one word a row
+  compose run --rm -T --no-deps --volume "$PWD/secrets:/rotate" mlflow rotate --only "${SECRET:-all}" "$1" $table
+}
+
+[ -f .env ] || die "there is no .env: run 'make up' first"
+
+# One at a time. The lock is a link to the number of the process that holds it; one that was killed holds nothing.
+lock=.rotate-secrets.lock
+if holder=$(readlink "$lock"); then
+  case $(ps -p "$holder" -o args= 2>/dev/null) in
+    *rotate-secrets*) die "another 'make rotate-secrets' (process $holder) is at work: wait until it has ended" ;;
+  esac
+  rm -f "$lock"
+fi
+ln -s "$$" "$lock" 2>/dev/null || die "another 'make rotate-secrets' is at work: wait until it has ended"
+trap 'rm -f "$lock"' EXIT
+trap 'exit 130' INT TERM
+
+# An interrupted run may have left the server stopped: it is finished, whatever is running.
+begun=$(find secrets -name '.*.next' -o -name '.*.old')
+if [ -z "$begun" ] && [ -z "$(compose ps --status running --quiet mlflow)" ]; then
+  die "the stack is not running: run 'make up' first"
+fi
+compose up --detach --wait --no-deps --no-recreate postgres
+
+services=$(stackops propose </dev/null) || exit 1
+
+# Whatever happens from here on, what was running runs again.
+again() {
+  compose up --detach --wait --no-recreate >/dev/null 2>&1 || true
+  rm -f "$lock"
+}
+trap again EXIT
+case " $services " in *" mlflow "*) compose stop mlflow ;; esac
+stackops switch </dev/null || exit 1
+for service in $services; do
+  [ "$service" = mlflow ] || compose restart --no-deps "$service"
+done
+if ! compose up --detach --wait --no-recreate; then
+  die "the stack did not become ready with the new secrets; the old ones are kept beside them (secrets/.*.old): see 'make logs', mend it and run this again"
+fi
+trap 'rm -f "$lock"' EXIT
+stackops prove </dev/null
+case " $services " in *" object-store "*) echo "rotate-secrets: clients need the new secrets/client_s3_credentials" ;; esac
+case ",${SECRET:-all}," in *,all,* | *,login,* | *,admin_password,*) echo "rotate-secrets: the admin's new password is in secrets/admin_password" ;; esac
