@@ -60,7 +60,8 @@ def test_executable_files_stay_executable(tmp_path: Path) -> None:
     git(stack, "init", "--quiet")
     commit(stack, "Start")
     modes = {line.split("\t")[1]: line.split()[0] for line in git(stack, "ls-files", "--stage").splitlines()}
-    scripts = {name for name in modes if name.startswith("scripts/")}
+    # One of them is read by others, and has no first line that says what runs it.
+    scripts = {name for name in modes if name.startswith("scripts/") and (stack / name).read_text().startswith("#!")}
     assert len(scripts) >= 6
     assert {name for name, mode in modes.items() if mode == "100755"} >= scripts
 
