@@ -9,7 +9,7 @@ from combinations import ROOT, Answers, choices, every_product, questions, setti
 from rendering import Tree, read_tree, render
 
 ROWS = settings()["_exclude"]
-ROW = re.compile(r"\{% if (not )?(\w+)(?: \| default\(true\))? %\}(/[^{}]+)\{% endif %\}")
+ROW = re.compile(r"\{% if (not )?(\w+)(?: \| default\((?:true|\w+)\))? %\}(/[^{}]+)\{% endif %\}")
 
 
 def sources(template: Path) -> set[str]:
