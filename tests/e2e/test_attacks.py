@@ -4,6 +4,7 @@ One stack per mode bears all its attacks. `pytest --golden-update` writes docs/r
 """
 
 import concurrent.futures
+import difflib
 import json
 import re
 import socket
@@ -309,9 +310,9 @@ def compare(text: str, request: pytest.FixtureRequest) -> None:
     """Compare the page with what was seen, or write it."""
     if request.config.getoption("--golden-update"):
         ROUTES.write_text(text)
-    assert ROUTES.exists() and ROUTES.read_text() == text, (
-        "docs/routes.md is not what was seen; look, then --golden-update"
-    )
+    known = ROUTES.read_text() if ROUTES.exists() else ""
+    changes = difflib.unified_diff(known.splitlines(), text.splitlines(), "docs/routes.md", "seen", lineterm="", n=0)
+    assert known == text, "\n".join(["look, then --golden-update:", *changes])
 
 
 # --- paths
