@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import hashlib
-import itertools
 import os
 import shutil
 import socket
@@ -35,9 +34,23 @@ def run(
     return subprocess.run(command, cwd=cwd, env=clean | dict(env or {}), **options)
 
 
+def stretch() -> tuple[socket.socket, int]:
+    """Return the first of 199 ports that no other process of the tests takes, and what keeps them: a bound socket."""
+    for number in range(100):
+        first = 12000 + (os.getpid() + number) % 100 * 200
+        keeper = socket.socket()
+        try:
+            keeper.bind(("127.0.0.1", first))
+            return keeper, first + 1
+        except OSError:
+            keeper.close()
+    raise AssertionError("there are no free ports")
+
+
 # Below the ports that the kernel gives to outgoing connections: a stack binds its port only when its image is built,
 # and one of those could take it until then. Each process has a stretch of its own.
-PORTS = itertools.count(12000 + os.getpid() % 100 * 200)
+KEEPER, FIRST = stretch()
+PORTS = iter(range(FIRST, FIRST + 199))
 
 
 def free_port(address: str = "127.0.0.1") -> int:

@@ -14,6 +14,8 @@ def test_every_row_of_every_table_arrives(mover, rich_store):
     before = rich_store.read_bytes()
     said = mover.run(rich_store)
     assert "64 tables, count and checksum of every one equal" in said
+    for switch in ("MLFLOW_ENABLE_WORKSPACES", "MLFLOW_SQL_TRACE_ROLLUPS_ENABLED"):
+        assert f"note: the old server had {switch}=true" in said
     assert rich_store.read_bytes() == before and [p.name for p in rich_store.parent.iterdir()] == ["mlflow.db"]
     assert oracle.differences(rich_store, mover.dsn) == []
     counts = {table: rows for table, (rows, _) in oracle.content(mover.dsn).items()}
@@ -100,6 +102,7 @@ def test_rows_that_are_there_are_kept_unless_they_may_be_replaced(mover, rich_st
     assert "REPLACE=1" in mover.run(empty_store, fails=True)
     assert oracle.content(mover.dsn) == before
     said = mover.run(empty_store, "--replace")
+    assert "the old server had" not in said
     assert oracle.differences(empty_store, mover.dsn) == []
     (backup,) = (mover.folder / "backups").iterdir()
     assert f"FROM=backups/{backup.name} REPLACE=1" in said
