@@ -3,6 +3,7 @@
 python tests/ledger.py add v1.2.0     # writes down what is new here since the newest release in the ledger
 """
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -48,19 +49,24 @@ class Promises:
         return Promises(asked, self.flags + other.flags, self.paths + other.paths)
 
 
-def paths(template: Path) -> list[str]:
-    """Return the paths that the files of a template folder get in a stack."""
-    names = (path.relative_to(template).as_posix() for path in template.rglob("*") if path.is_file())
+def paths(root: Path) -> list[str]:
+    """Return the paths that the files of a template, which git knows, get in a stack."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "template"],
+        cwd=root,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    names = (name.removeprefix("template/") for name in listed.split("\0") if name and (root / name).exists())
     return sorted(
-        name.removesuffix(".jinja").replace("{{ _copier_conf.answers_file }}", ".copier-answers.yml")
-        for name in names
-        if "__pycache__" not in name
+        name.removesuffix(".jinja").replace("{{ _copier_conf.answers_file }}", ".copier-answers.yml") for name in names
     )
 
 
 def here(root: Path = ROOT) -> Promises:
     """Return what the template in a folder offers."""
-    found = Promises(paths=paths(root / "template"))
+    found = Promises(paths=paths(root))
     for name, body in questions(root).items():
         if body.get("when") is False:
             found.flags.append(name)

@@ -397,7 +397,9 @@ def certificates(folder: Path, names: str) -> None:
     """Write ca.pem, and server.pem and server.key for some names (in OpenSSL's words), which that authority signed."""
     make = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2")
     for words in (
-        ("-subj", "/CN=an authority of its own", "-keyout", "ca.key", "-out", "ca.pem"),
+        # Python 3.13 and later trust no authority without a key usage.
+        ("-subj", "/CN=an authority of its own", "-addext", "keyUsage=critical,keyCertSign,cRLSign",
+         "-keyout", "ca.key", "-out", "ca.pem"),
         ("-subj", "/CN=server", "-addext", f"subjectAltName={names}", "-addext", "basicConstraints=CA:FALSE",
          "-CA", "ca.pem", "-CAkey", "ca.key", "-keyout", "server.key", "-out", "server.pem"),
     ):  # fmt: skip

@@ -186,7 +186,7 @@ def way_back(page: str, home: Path, env: Mapping[str, str], printed: str) -> Ite
     Where the command `printed` stands, it runs in the background and at a port of the tests' own.
     """
     port, pid = free_port(), home / "server.pid"
-    there = f"setsid env {printed} --port {port} --workers 1 >server.log 2>&1 & echo $! >{pid}"
+    there = f"setsid env {printed} --port {port} --workers 1 >server.log 2>&1 & echo $! >server.pid"
     user = f"/{home.relative_to(home.parents[2])}"
     shell = Shell(home, env, {user: str(home), printed: there})
     try:

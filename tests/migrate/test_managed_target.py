@@ -50,7 +50,8 @@ def store(rich_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "SELECT t.name FROM sqlite_schema t, pragma_table_info(t.name) c "
             "WHERE t.type = 'table' AND c.name = 'workspace'"
         ).fetchall()
-    plain = [f"UPDATE \"{table}\" SET workspace = 'default'" for (table,) in scoped]
+    plain = ["DELETE FROM workspaces WHERE name <> 'default'"]
+    plain += [f"UPDATE \"{table}\" SET workspace = 'default'" for (table,) in scoped]
     rollups = ("sql_trace_metric_daily_rollups", "sql_span_cost_daily_rollups", "sql_assessment_daily_rollups")
     path = moving.copy(rich_store, folder, *plain, *(f"DELETE FROM {name}" for name in rollups))
     path.chmod(0o644)

@@ -58,8 +58,8 @@ def test_what_a_word_chooses():
 
 
 def test_order(folder):
-    todo, unfinished = rotate.agenda(folder, rotate.table(ROWS), "all")
-    kinds = [secret.kind for secret in todo]
+    due, unfinished = rotate.agenda(folder, rotate.table(ROWS), "all")
+    kinds = [secret.kind for secret in due]
     assert kinds[0] == "role" and set(kinds[-2:]) == {"keylist", "hash"} and not unfinished
 
 
@@ -87,10 +87,10 @@ def test_a_crash_at_any_rename_leaves_every_secret_and_the_next_run_finishes(fol
         return wrapped
 
     def all_of_it():
-        todo, _ = rotate.agenda(folder, STEPS, "all")
-        rotate.propose(folder, todo)
-        rotate.switch(folder, todo, lambda text: None)
-        for secret in todo:
+        due, _ = rotate.agenda(folder, STEPS, "all")
+        rotate.propose(folder, due)
+        rotate.switch(folder, due, lambda text: None)
+        for secret in due:
             folder.forget(secret.name)
 
     with monkeypatch.context() as patch:
@@ -122,8 +122,8 @@ def test_after_a_replacement_only_that_is_finished(folder):
     folder.propose("admin_password", "b" * 24)
     assert {s.name for s in rotate.agenda(folder, secrets, "database")[0]} == {"admin_password", "db_password"}
     folder.replace("admin_password")
-    todo, unfinished = rotate.agenda(folder, secrets, "all")
-    assert [s.name for s in todo] == ["admin_password"] and unfinished
+    due, unfinished = rotate.agenda(folder, secrets, "all")
+    assert [s.name for s in due] == ["admin_password"] and unfinished
     assert (folder.before("admin_password"), folder.text("admin_password")) == ("a" * 24, "b" * 24)
     folder.put_back("admin_password")
     assert folder.text("admin_password") == "a" * 24 and not folder.old("admin_password").exists()
@@ -133,12 +133,12 @@ def test_only_what_others_issue_is_put_back(folder, monkeypatch):
     """The rest of the stack follows the other new secrets: it must never meet the old ones again."""
     (folder.folder / "azure_connection_string").write_text("old")
     monkeypatch.setattr("sys.stdin", io.StringIO("new\n"))
-    todo = [s for s in rotate.table(ROWS) if s.name in ("azure_connection_string", "admin_password")]
-    rotate.propose(folder, todo)
-    rotate.switch(folder, todo, print)
+    due = [s for s in rotate.table(ROWS) if s.name in ("azure_connection_string", "admin_password")]
+    rotate.propose(folder, due)
+    rotate.switch(folder, due, print)
     new = folder.text("admin_password")
     assert folder.text("azure_connection_string") == "new"
-    rotate.put_back(folder, todo, print)
+    rotate.put_back(folder, due, print)
     assert (folder.text("azure_connection_string"), folder.text("admin_password")) == ("old", new)
 
 

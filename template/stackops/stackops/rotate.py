@@ -93,22 +93,22 @@ def agenda(files: Files, secrets: Sequence[Secret], only: str) -> tuple[list[Sec
     proposed, replaced = files.begun([secret.name for secret in secrets])
     wanted = [] if replaced else [secret.name for secret in chosen(secrets, only)]
     names = {*wanted, *proposed, *replaced}
-    todo = [secret for secret in secrets if secret.name in names]
-    todo.sort(key=lambda s: (hasattr(s.module, "MADE_OF"), not hasattr(s.module, "FIRST")))
-    return todo, bool(proposed or replaced)
+    due = [secret for secret in secrets if secret.name in names]
+    due.sort(key=lambda s: (hasattr(s.module, "MADE_OF"), not hasattr(s.module, "FIRST")))
+    return due, bool(proposed or replaced)
 
 
-def propose(files: Files, todo: Sequence[Secret]) -> list[str]:
+def propose(files: Files, due: Sequence[Secret]) -> list[str]:
     """Write the proposals that are missing; return the services that read any of them."""
-    for secret in todo:
+    for secret in due:
         if not files.next(secret.name).exists() and not files.old(secret.name).exists():
             files.propose(secret.name, secret.module.propose(secret.name, files))
-    return list(dict.fromkeys(service for secret in todo for service in secret.services))
+    return list(dict.fromkeys(service for secret in due for service in secret.services))
 
 
-def switch(files: Files, todo: Sequence[Secret], say: Callable[[str], None]) -> None:
+def switch(files: Files, due: Sequence[Secret], say: Callable[[str], None]) -> None:
     """Let the stack accept each proposal and put it into force, one after the other."""
-    for secret in todo:
+    for secret in due:
         said = ""
         if step := getattr(secret.module, "switch", None):
             # The first ones come without; the others connect to the database with what is in force by then.
@@ -118,20 +118,20 @@ def switch(files: Files, todo: Sequence[Secret], say: Callable[[str], None]) -> 
         say(f"{secret.name}: new" + (f" ({said})" if said else ""))
 
 
-def prove(files: Files, todo: Sequence[Secret], say: Callable[[str], None]) -> None:
+def prove(files: Files, due: Sequence[Secret], say: Callable[[str], None]) -> None:
     """Prove all, then forget the old ones. Raises StackError and keeps them if a proof fails."""
     env = settings.adopt()
-    for secret in todo:
+    for secret in due:
         if (proof := getattr(secret.module, "prove", None)) and files.old(secret.name).exists():
             proof(env, secret.name, files.before(secret.name), files.text(secret.name))
-    for secret in todo:
+    for secret in due:
         files.forget(secret.name)
-    say(f"proved: {len(todo)} new secrets work, the old ones are refused and deleted")
+    say(f"proved: {len(due)} new secrets work, the old ones are refused and deleted")
 
 
-def put_back(files: Files, todo: Sequence[Secret], say: Callable[[str], None]) -> None:
+def put_back(files: Files, due: Sequence[Secret], say: Callable[[str], None]) -> None:
     """Put what others issue into force as it was: nothing else of the stack knows of it, so that is all."""
-    for secret in todo:
+    for secret in due:
         if secret.kind == GIVEN:
             files.put_back(secret.name)
             say(f"{secret.name}: as it was")
@@ -143,18 +143,18 @@ def run(args: argparse.Namespace) -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     files, secrets = Files(args.folder), table(args.secrets)
-    todo, unfinished = agenda(files, secrets, args.only)
+    due, unfinished = agenda(files, secrets, args.only)
 
     def say(text: str) -> None:
         print(f"rotate-secrets: {text}", file=sys.stderr, flush=True)
 
     if args.step == "propose":
         if unfinished:
-            say(f"an earlier run was interrupted: finishing {', '.join(secret.name for secret in todo)}")
-        print(" ".join(propose(files, todo)))
+            say(f"an earlier run was interrupted: finishing {', '.join(secret.name for secret in due)}")
+        print(" ".join(propose(files, due)))
     elif args.step == "switch":
-        switch(files, todo, say)
+        switch(files, due, say)
     elif args.step == "prove":
-        prove(files, todo, say)
+        prove(files, due, say)
     else:
-        put_back(files, todo, say)
+        put_back(files, due, say)
