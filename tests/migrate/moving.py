@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = ROOT / "template" / "stackops"
 IMAGE = "postgres:18.6-trixie"
 PASSWORD = "p@ss:w/o#rd%1[]\\"
+# The rich store has rows over which a server without these would not start.
+SWITCHED_ON = {"MLFLOW_ENABLE_WORKSPACES": "true", "MLFLOW_SQL_TRACE_ROLLUPS_ENABLED": "true"}
 KEY = base64.urlsafe_b64encode(bytes(32)).decode()
 
 
@@ -129,7 +131,7 @@ class Mover:
             "STACK_BACKEND": "postgres", "DB_HOST": "127.0.0.1", "DB_PORT": str(self.server.port),
             "DB_NAME": self.database, "DB_USER": "mlflow", "STACK_STORE": "local", "ARTIFACT_URI": str(self.folder),
             "STACK_AUTH": "none", "SECRETS_DIR": str(keys), "RUNTIME_DIR": str(self.folder / "run"),
-            "TMPDIR": str(self.folder), "MLFLOW_DISABLE_TELEMETRY": "true", **more,
+            "TMPDIR": str(self.folder), "MLFLOW_DISABLE_TELEMETRY": "true", **SWITCHED_ON, **more,
         }  # fmt: skip
 
     def command(self, *words: str) -> list[str]:

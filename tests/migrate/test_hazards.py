@@ -256,3 +256,47 @@ def test_words_that_mean_nothing(mover, empty_store, words, reason):
 def test_secrets_need_the_old_keys(mover, rich_store):
     said = mover.run(rich_store, "--check")
     assert "secrets/crypto_kek_passphrase" in said and "secrets/webhook_encryption_key" in said
+
+
+WORKSPACE = (
+    "INSERT INTO workspaces (name) VALUES ('team'), ('empty')",
+    "INSERT INTO experiments (name, workspace) VALUES ('theirs', 'team')",
+)
+SUMS = (ROLLUP.format(0, "'2026-02-28'", 1),)
+
+
+@pytest.mark.parametrize(
+    ("statements", "switch", "column", "fix"),
+    [
+        (WORKSPACE, "MLFLOW_ENABLE_WORKSPACES", "workspace", ""),
+        (SUMS, "MLFLOW_SQL_TRACE_ROLLUPS_ENABLED", "", "rollups"),
+    ],
+    ids=["workspaces", "rollups"],
+)
+def test_rows_over_which_the_server_would_not_start(
+    mover, another, empty_store, tmp_path, statements, switch, column, fix
+):
+    """Nothing is moved until the server of this stack has the old one's switch, or the rows may stay behind."""
+    store, table = moving.copy(empty_store, tmp_path, *statements), statements[-1].split()[2]
+    off, before = {name: "" for name in moving.SWITCHED_ON}, oracle.content(mover.dsn)
+    said = mover.run(store, "--json", fails=True, **off)
+    (found,) = json.loads(said[: said.rindex("}") + 1])["found"]
+    remedy = f"FIX={fix}" if fix else f"{switch}=true, in compose.override.yaml"
+    assert (found["code"], found["table"], found["column"], found["count"]) == ("switch", table, column, 1)
+    assert found["fix"] == remedy and oracle.content(mover.dsn) == before
+    mover.run(store, **{**off, switch: "True"})
+    assert oracle.differences(store, mover.dsn) == []
+
+    # From that database to the next one: it is moved as it is, so there is only the switch.
+    uri, password = f"postgresql+psycopg2://mlflow@127.0.0.1:{mover.server.port}/{mover.database}", moving.PASSWORD
+    told = another().run(uri, "--check", "--password-stdin", fails=True, stdin=password, **off)
+    assert f"{switch}=true, in compose.override.yaml" in told
+    if fix:
+        there = another()
+        there.run(store, "--fix", fix, **off)
+        assert oracle.content(there.dsn)[table][0] == 0
+
+
+def test_an_empty_workspace_is_in_nobodys_way(mover, empty_store, tmp_path):
+    store = moving.copy(empty_store, tmp_path, WORKSPACE[0])
+    mover.run(store, **{name: "" for name in moving.SWITCHED_ON})

@@ -25,7 +25,6 @@ from stackops.migration import hazards, load, older, pgloader, prepare, source, 
 HELP = "move another MLflow's rows into this stack's database"
 BACKUPS = "/backups"
 LOCATIONS = 12  # of artifacts, in the report for a person
-ROLLUPS = ("sql_trace_metric_daily_rollups", "sql_span_cost_daily_rollups", "sql_assessment_daily_rollups")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -184,7 +183,7 @@ def run(args: argparse.Namespace) -> None:
             report = finish(place, work, args, env, say)
         else:
             with opened_source(args, env, place, work, wanted, repairs, say) as (rows, report):
-                names = look(rows, place, report)
+                names = look(rows, place, report, env)
                 judge(place, args, report)
                 if args.check:
                     return
@@ -299,9 +298,14 @@ def mend(rows: source.SQLite, place: target.Target, wanted, repairs, report: Rep
             report.renumbered = prepare.renumber(rows.connection)
         for uri, count in prepare.locations(rows.connection).items():
             report.locations.append({"from": uri, "rows": count, "to": artifact_uris.rewrite(uri, wanted)})
-        report.notes += [elsewhere(p["from"]) for p in report.locations if not p["to"] and on_disk(p["from"])]
+        left = [place["from"] for place in report.locations if not place["to"] and on_disk(place["from"])]
+        report.notes += [elsewhere(one_line(uri, 500)) for uri in left[:LOCATIONS]]
+        if more := left[LOCATIONS:]:
+            report.notes.append(f"so are the artifacts in {len(more)} other places, which --json lists")
         if wanted:
             prepare.rewrite(rows.path, wanted)
+        if "rollups" in repairs:
+            prepare.drop_rollups(rows, say)
     report.found = hazards.find(rows, found)
     asked = [hazard for hazard in report.found if hazard.fix.removeprefix("FIX=") in repairs]
     if asked:
@@ -322,7 +326,7 @@ def elsewhere(uri: str) -> str:
     )
 
 
-def look(rows, place: target.Target, report: Report) -> list[str]:
+def look(rows, place: target.Target, report: Report, env) -> list[str]:
     """Compare both sides' schemas, fill the report, and return the tables to move. Raises StackError."""
     if not rows.parts:
         raise StackError(
@@ -368,16 +372,8 @@ def look(rows, place: target.Target, report: Report) -> list[str]:
     for table, secret in (("secrets", "crypto_kek_passphrase"), ("webhooks", "webhook_encryption_key")):
         if report.rows.get(table):
             report.notes.append(f"{table} are encrypted: put the key of the old server into secrets/{secret}")
-    # MLflow does not start over such rows unless it is told to use them.
-    told = {
-        "MLFLOW_ENABLE_WORKSPACES": report.rows.get("workspaces", 0) > 1,
-        "MLFLOW_SQL_TRACE_ROLLUPS_ENABLED": any(report.rows.get(name) for name in ROLLUPS),
-    }
-    report.notes += [
-        f"the old server had {name}=true: give it to mlflow in compose.override.yaml, or nothing starts"
-        for name, used in told.items()
-        if used
-    ]
+    if not isinstance(rows, source.Backup):  # which was made here: the server has started over its rows
+        report.found += hazards.switched_off(rows, report.rows, env, isinstance(rows, source.SQLite))
     report.occupied = target.occupied(place, sorted(names))
     return sorted(names)
 

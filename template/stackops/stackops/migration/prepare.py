@@ -246,6 +246,14 @@ def rewrite(copy: Path, mapping: Sequence[tuple[str, str]]) -> list[artifact_uri
         return artifact_uris.apply(connection, mapping)
 
 
+def drop_rollups(source: SQLite, say: Say) -> None:
+    """Delete the daily sums of traces, and what waits for them to be made again."""
+    for name in (*hazards.ROLLUPS, hazards.ROLLUP_QUEUE):
+        if name in source.tables and (count := source.total(name)):
+            source.connection.execute(f"DELETE FROM {quoted(name)}")
+            say(f"repaired: {name}: {count} rows left out ({hazards.FIXES['rollups']})")
+
+
 def locations(connection: sqlite3.Connection) -> dict[str, int]:
     """Return where artifacts are, shortened to what they have in common, with the number of rows."""
     found: dict[str, int] = {}

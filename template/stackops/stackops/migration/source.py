@@ -163,9 +163,9 @@ class SQLite:
         """Close the copy."""
         self.connection.close()
 
-    def total(self, table: str) -> int:
-        """Return the number of rows."""
-        return self.connection.execute(f"SELECT count(*) FROM {quoted(table)}").fetchone()[0]
+    def total(self, table: str, only: str = "1 = 1") -> int:
+        """Return the number of rows for which `only` holds."""
+        return self.connection.execute(f"SELECT count(*) FROM {quoted(table)} WHERE {only}").fetchone()[0]
 
     def batches(self, table: str, columns: Kinds) -> Iterator[list[Sequence]]:
         """Yield the rows in batches of at most BATCH_ROWS rows and about BATCH_BYTES bytes, each as its
@@ -279,10 +279,10 @@ class Postgres:
                 "nothing was changed"
             ) from None
 
-    def total(self, table: str) -> int:
-        """Return the number of rows."""
+    def total(self, table: str, only: str = "1 = 1") -> int:
+        """Return the number of rows for which `only` holds."""
         with self._named(), self.connection.cursor() as cursor:
-            cursor.execute(f"SELECT count(*) FROM {quoted(table)}")
+            cursor.execute(f"SELECT count(*) FROM {quoted(table)} WHERE {only}")
             return cursor.fetchone()[0]
 
     def chunks(self, table: str, columns: Kinds) -> Iterator[bytes]:
