@@ -4,16 +4,18 @@ What was copied is written down in a journal, so that a run that was interrupted
 it. Without the journal nothing is lost: what is already there is compared instead, byte by byte if need be.
 """
 
+import itertools
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 
 from stackops.errors import StackError, one_line
 
-from artifacts_move.stores import Digest, Item, Store, part_size
+from artifacts_move.stores import Count, Digest, Item, Store, part_size
 
 PASSES = 5
 """How often new objects are looked for: a source that clients still write to is never finished."""
@@ -86,11 +88,17 @@ class Changed(Exception):
     """An object changed while it was copied; the next look at the source finds it again."""
 
 
-def copy(source: Store, target: Store, item: Item) -> Item:
-    """Copy one object and return what the target says of it.
+def copy(source: Store, target: Store, item: Item, checked: bool = False) -> Item:
+    """Copy one object and return what the target says of it; `checked` is what `target.checks()` said.
 
     Raises StackError if what the target has is not what was read, and Changed if that was no whole object.
     """
+    if checked:
+        count = Count()
+        there = target.write(item.name, item.size, count.over(source.read(item.name)))
+        if count.size != item.size:
+            raise Changed(item.name)
+        return there
     digest = Digest(target.vouches(item.size), part_size(item.size))
     there = target.write(item.name, item.size, digest.over(source.read(item.name)))
     if digest.size != item.size:
@@ -118,17 +126,18 @@ def bounded(work: Callable[[Item], object], items: Iterable[Item], jobs: int) ->
     """Do the work for all items with `jobs` threads, and yield each when it is done; few wait at a time."""
     waiting = iter(items)
     pending: dict[Future, Item] = {}
+    done: SimpleQueue[Future] = SimpleQueue()
     with ThreadPoolExecutor(jobs) as pool:
         try:
             while True:
-                for item in waiting:
-                    pending[pool.submit(work, item)] = item
-                    if len(pending) >= 2 * jobs:
-                        break
+                for item in itertools.islice(waiting, 2 * jobs - len(pending)):
+                    future = pool.submit(work, item)
+                    pending[future] = item
+                    future.add_done_callback(done.put)
                 if not pending:
                     return
-                for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                    yield pending.pop(future), future
+                future = done.get()
+                yield pending.pop(future), future
         finally:
             for future in pending:
                 future.cancel()
@@ -219,8 +228,10 @@ def _copy(source, target, journal, report, items, seen, jobs, say) -> None:
     """Copy the objects and write them down."""
     total, start, told = sum(item.size for item in items), time.monotonic(), time.monotonic()
     done_bytes = 0
+    checked = bool(items) and target.checks()
     try:
-        for number, (item, future) in enumerate(bounded(lambda one: copy(source, target, one), items, jobs), 1):
+        work = bounded(lambda one: copy(source, target, one, checked), items, jobs)
+        for number, (item, future) in enumerate(work, 1):
             try:
                 journal.add(item, future.result())
                 report.copied += 1

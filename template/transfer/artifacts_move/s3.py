@@ -1,26 +1,47 @@
 """An S3 bucket, of Amazon or of any server that speaks S3."""
 
 import contextlib
+import hashlib
 import json
 import mimetypes
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+import uuid
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import botocore.session
 from botocore.config import Config
 from botocore.exceptions import ClientError
+from stackops.errors import StackError
 
-from artifacts_move.stores import CHUNK, PART, Item, part_size, parts, split, under
+from artifacts_move.stores import CHUNK, PART, PROBES, Item, part_size, parts, split, under
 
 AHEAD = 8  # parts that are on their way while their objects are read on, of all objects together
 PART_ARGUMENTS = ("SSECustomerAlgorithm", "SSECustomerKey", "SSECustomerKeyMD5", "RequestPayer")
+REFUSALS = ("BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch")  # what servers say to a wrong checksum
+
+
+def sha256(content: bytes) -> str:
+    """Return a checksum as S3 writes it."""
+    return b64encode(hashlib.sha256(content).digest()).decode()
+
+
+def together(sums: Sequence[Mapping], sent: Mapping) -> bool:
+    """Return whether what a server says of a whole object follows from what it said of its parts."""
+    with contextlib.suppress(ValueError):  # an ETag that is no MD5
+        tags = b"".join(bytes.fromhex(one["ETag"].strip('"')) for one in sums)
+        if sent["ETag"].strip('"') == f"{hashlib.md5(tags, usedforsecurity=False).hexdigest()}-{len(sums)}":
+            return True
+    all_sums = sha256(b"".join(b64decode(one["ChecksumSHA256"]) for one in sums))
+    return sent.get("ChecksumSHA256") == f"{all_sums}-{len(sums)}"
 
 
 class Store:
-    """See stores.py. An ETag is the MD5 of the content, or of the parts' MD5s, unless the bucket encrypts with a
-    key of its own; where it is something else it does not match, and the object is read back."""
+    """See stores.py. Most servers compare what arrives with a SHA-256 that is sent along, and one that was seen to
+    refuse a wrong one is believed. Of others the ETag is looked at: it is the MD5 of the content, or of the parts'
+    MD5s, unless the bucket encrypts with a key of its own; where it does not match, the object is read back."""
 
     def __init__(self, uri: str, known_as: str, secrets: str, env: Mapping[str, str]):
         self.bucket, self.prefix = split(uri)
@@ -37,7 +58,11 @@ class Store:
             verify=False if env.get("MLFLOW_S3_IGNORE_TLS", "").lower() in ("true", "1") else None,
             config=Config(
                 signature_version="s3v4",
-                s3={"addressing_style": env.get("MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE", "auto")},
+                s3={
+                    "addressing_style": env.get("MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE", "auto"),
+                    # The content is under the signature all the same: by its checksum, a signed header.
+                    "payload_signing_enabled": False,
+                },
                 connect_timeout=10,
                 read_timeout=60,
                 retries={"mode": "standard", "total_max_attempts": 5},
@@ -46,6 +71,7 @@ class Store:
         )
         self.pool, self.ahead = ThreadPoolExecutor(AHEAD), threading.BoundedSemaphore(AHEAD)
         self.extra = json.loads(env.get("MLFLOW_S3_UPLOAD_EXTRA_ARGS") or "{}")
+        self.checked = False
 
     def _place(self, name: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": self.prefix + name}
@@ -73,10 +99,10 @@ class Store:
         kind = mimetypes.guess_type(name)[0]
         extra = {**({"ContentType": kind} if kind else {}), **self.extra}
         if size <= PART:
-            sent = self.client.put_object(**place, Body=b"".join(pieces), **extra)
-            return self._item(name, size, sent)
+            return self._item(name, size, self._put(self.client.put_object, Body=b"".join(pieces), **place, **extra))
         self._forget(place)
-        upload = {**place, "UploadId": self.client.create_multipart_upload(**place, **extra)["UploadId"]}
+        started = {**place, **extra, **({"ChecksumAlgorithm": "SHA256"} if self.checked else {})}
+        upload = {**place, "UploadId": self.client.create_multipart_upload(**started)["UploadId"]}
         repeated = {k: v for k, v in extra.items() if k in PART_ARGUMENTS}
         ahead: list[Future] = []
         arrived = 0
@@ -87,13 +113,16 @@ class Store:
                 while arrived < len(ahead) and ahead[arrived].done():
                     ahead[arrived].result()  # a store that refuses a part is not sent the rest
                     arrived += 1
-            tags = [{"PartNumber": n, "ETag": one.result()["ETag"]} for n, one in enumerate(ahead, 1)]
-            sent = self.client.complete_multipart_upload(**upload, MultipartUpload={"Parts": tags})
-            return self._item(name, size, sent)
+            kept = ("ETag", "ChecksumSHA256") if self.checked else ("ETag",)
+            sums = [{"PartNumber": n, **{key: one.result()[key] for key in kept}} for n, one in enumerate(ahead, 1)]
+            sent = self.client.complete_multipart_upload(**upload, MultipartUpload={"Parts": sums})
         except BaseException:
             wait(ahead)  # a part that arrives after the end would stay for ever
             self.client.abort_multipart_upload(**upload)
             raise
+        if self.checked and not together(sums, sent):
+            self._read_again(name, size, sums)
+        return self._item(name, size, sent)
 
     def _send(self, **part) -> Future:
         """Upload a part beside the reading of the next one; here and now if AHEAD of them are on their way already."""
@@ -101,14 +130,49 @@ class Store:
 
             def upload():
                 try:
-                    return self.client.upload_part(**part)
+                    return self._put(self.client.upload_part, **part)
                 finally:
                     self.ahead.release()
 
             return self.pool.submit(upload)
         done: Future = Future()
-        done.set_result(self.client.upload_part(**part))
+        done.set_result(self._put(self.client.upload_part, **part))
         return done
+
+    def _put(self, call: Callable[..., dict], Body: bytes, **words) -> dict:
+        """Send some bytes; a server that checks gets their SHA-256 with them, and must give it back."""
+        if not self.checked:
+            return call(Body=Body, **words)
+        ours = sha256(Body)
+        sent = call(Body=Body, ChecksumSHA256=ours, **words)
+        if sent.get("ChecksumSHA256") != ours:
+            raise StackError(f"{words['Key']}: {self.where} did not confirm the checksum; check it, then try again")
+        return sent
+
+    def _read_again(self, name: str, size: int, sums: list[dict]) -> None:
+        """Raise StackError if an object does not consist of the parts with these checksums."""
+        there = [sha256(part) for part in parts(self.read(name), part_size(size))]
+        if there != [one["ChecksumSHA256"] for one in sums]:
+            raise StackError(f"{name}: {self.where} gave back other bytes than were written; check it, then try again")
+
+    def checks(self) -> bool:
+        """Send a small object with its checksum, then with a wrong one: see whether the server tells them apart."""
+        self.checked = not any(key.startswith("Checksum") for key in self.extra) and self._tells_apart()
+        return self.checked
+
+    def _tells_apart(self) -> bool:
+        place, right, wrong = self._place(f"{PROBES}{uuid.uuid4()}"), sha256(b"right"), sha256(b"wrong")
+        try:
+            sent = self.client.put_object(**place, Body=b"right", ChecksumSHA256=right, **self.extra)
+            if sent.get("ChecksumSHA256") != right:
+                return False
+            self.client.put_object(**place, Body=b"right", ChecksumSHA256=wrong, **self.extra)
+            return False
+        except ClientError as error:
+            return error.response["Error"].get("Code") in REFUSALS
+        finally:
+            with contextlib.suppress(ClientError):
+                self.client.delete_object(**place)
 
     def _forget(self, place: Mapping[str, str]) -> None:
         """Throw away the parts that an interrupted run of this program left of this object."""

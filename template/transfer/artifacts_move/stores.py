@@ -13,6 +13,9 @@ A store is a folder of objects under a root. Every kind (local.py, s3.py, azure.
     one, or nothing.
 `tidy()`
     Removes what interrupted writes have left.
+`checks()`
+    Whether `write` itself makes sure that what is stored is what was sent, by a SHA-256 that the store compares. The
+    store is asked at each call: once before the first write is enough.
 `vouches(size)`
     What `Item.checksum` of an object of that size is, once this program has written it: "md5", "parts" (the MD5
     of the MD5s of parts of `part_size` bytes, a dash and their number) or "" for nothing that proves anything.
@@ -54,6 +57,7 @@ class Store(Protocol):
     def read(self, name: str) -> Iterator[bytes]: ...
     def write(self, name: str, size: int, pieces: Iterable[bytes]) -> Item: ...
     def tidy(self) -> None: ...
+    def checks(self) -> bool: ...
     def vouches(self, size: int) -> str: ...
 
 
@@ -77,6 +81,19 @@ def parts(pieces: Iterable[bytes], length: int) -> Iterator[bytes]:
             size += len(piece)
     if held:
         yield b"".join(held)
+
+
+class Count:
+    """How many bytes passed by."""
+
+    def __init__(self):
+        self.size = 0
+
+    def over(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
+        """Yield the pieces, and count."""
+        for piece in pieces:
+            self.size += len(piece)
+            yield piece
 
 
 class Digest:
