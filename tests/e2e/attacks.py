@@ -68,6 +68,7 @@ class Target:
 
     stack: Stack
     prey: dict[str, str] = field(default_factory=dict)  # what requests call the admin's things
+    table: list[tuple[str, str]] = field(default_factory=list)  # the routes, once somebody asked
     kept: threading.local = field(default_factory=threading.local)  # each thread's open connection
 
     def answer(self, name: str) -> str:
@@ -195,8 +196,10 @@ def started(folder: Path, answers: dict[str, str]) -> Iterator[Target]:
 
 def routes(target: Target) -> list[tuple[str, str]]:
     """Return every path and method that the server registers, and the proxy's and the monitoring's own."""
-    listed = json.loads(target.inside((HERE / "routes.py").read_text()))
-    return [(path, method) for path, method in listed] + [("/healthz", "GET"), ("/metrics", "GET")]
+    if not target.table:
+        listed = json.loads(target.inside((HERE / "routes.py").read_text()))
+        target.table = [(path, method) for path, method in listed] + [("/healthz", "GET"), ("/metrics", "GET")]
+    return target.table
 
 
 # --- the walk
@@ -315,6 +318,17 @@ def walk(target: Target, requests: list[tuple[str, str]], login: Login) -> dict[
     with ThreadPoolExecutor(6) as threads:
         answers = threads.map(lambda request: attack(target, *request, login), requests)
         return dict(zip(requests, answers, strict=True))
+
+
+# Weaknesses that others have found in a route: where the walk must have been.
+WEAK = {
+    "CVE-2025-15381": r"/traces/.*assessments",
+    "CVE-2026-8147": r"/mlflow/traces/",
+    "CVE-2026-0545": r"/jobs",
+    "CVE-2026-2652": r"^(/ajax-api/3\.0/jobs|/v1/traces)",
+    "CVE-2026-2651": r"/mlflow-artifacts/mpu/",
+    "CVE-2026-13484": r"/label-schemas/",
+}
 
 
 def twin(path: str) -> str:

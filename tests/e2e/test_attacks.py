@@ -21,6 +21,7 @@ from attacks import (
     NAME,
     ROUTES,
     SECRET,
+    WEAK,
     Answer,
     Target,
     attack,
@@ -141,12 +142,15 @@ def test_without_a_login(target: Target) -> None:
         return
     table = routes(target)
     target.prey = target.prey or NOBODY
+    for weakness, part in WEAK.items():
+        assert any(re.search(part, path) for path, _ in table), f"{weakness}: no route that is walked"
     some = [(path, method) for path, method in table if method in ("GET", "PUT")][::20]
     for login, requests in (
         (None, every_method(table)),
         (UNKNOWN, once(table) if target.answer("auth") == "mlflow" else some),
         (("admin", "a-wrong-password"), some),
         (("admin", ""), some[:3]),
+        (("admin", "password1234"), some[:3]),  # CVE-2026-2635: MLflow's own default
     ):
         # After ten wrong passwords nothing is checked for a while; what asks for none is answered as ever.
         wanted = {401} if login is None else {401, 429}
