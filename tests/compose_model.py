@@ -36,6 +36,7 @@ READERS = {
     "flask_secret_key": {"mlflow", "migrate", "artifacts-move"},
     "oidc_client_secret": {"oauth2-proxy"},
     "oidc_cookie_secret": {"oauth2-proxy"},
+    "oidc_ca.pem": {"oauth2-proxy"},
     "identity_key": {"nginx", "mlflow", "migrate", "artifacts-move"},
     "crypto_kek_passphrase": {"mlflow", "migrate", "artifacts-move"},
     "webhook_encryption_key": {"mlflow", "migrate", "artifacts-move"},

@@ -56,6 +56,7 @@ ALWAYS = {
     "scripts/lint.sh",
     "scripts/other-stack.sh",
     "scripts/rotate-secrets.sh",
+    "scripts/rotating.sh",
     "scripts/up.sh",
     "scripts/update.sh",
     "scripts/url.sh",

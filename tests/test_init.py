@@ -19,9 +19,10 @@ GIVEN = {
     "azure_connection_string",
     "db_ca.pem",
     "gcs_credentials.json",
+    "oidc_ca.pem",
     "oidc_client_secret",
 }
-NOT_NAMED = {"db_ca.pem", "tls_ca.pem"}
+NOT_NAMED = {"db_ca.pem", "oidc_ca.pem", "tls_ca.pem"}
 # Signs, and no container needs it.
 HELD_BACK = {"tls_ca.key"}
 # Made empty, and filled by 'make up', in the image.

@@ -7,6 +7,7 @@ from rendering import Tree, assert_none
 NOT_CHANGED = {
     "passwd": "a name for a numeric user, no secret",
     "db_ca.pem": "the certificate of somebody else's database",
+    "oidc_ca.pem": "the certificate of the provider's authority",
     "tls.pem": "a certificate; everybody may see it",
     "tls_ca.pem": "a certificate; everybody may see it",
     "tls.key": "made together with its certificate: docs/security.md says how",

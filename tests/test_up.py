@@ -1,6 +1,7 @@
 """`make up` before it starts anything: what it refuses, with which words. Docker is a stand-in that starts nothing."""
 
 import os
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -100,3 +101,37 @@ def test_a_rotation_that_was_interrupted_is_named(make_tree: Callable[[Answers],
     assert said() == (1, f"up: error: {remedy}\n")
     (stack / "secrets" / ".db_password.next").unlink()
     assert said() == (1, "up: error: the stack did not become ready: see 'make logs'\n")
+
+
+def test_a_rotation_that_runs_is_left_alone(make_tree: Callable[[Answers], Tree], tmp_path: Path) -> None:
+    """`make up` says who is at work and changes nothing; the lock of a process that is gone holds nobody up."""
+    stack = make_tree(TEAM).root
+    (stack / "bin").mkdir()
+    (stack / "bin" / "docker").write_text(DOCKER)
+    (stack / "bin" / "docker").chmod(0o755)
+    environment = {"PATH": f"{stack / 'bin'}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+
+    def run(script: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([f"scripts/{script}.sh"], cwd=stack, env=environment, capture_output=True, text=True)
+
+    def state() -> dict[Path, tuple[int, int]]:
+        return {path: (path.lstat().st_mtime_ns, path.lstat().st_mode) for path in sorted(stack.rglob("*"))}
+
+    assert run("init").returncode == 0
+    (stack / "secrets" / ".db_password.next").touch()
+    (stack / "secrets" / "admin_password").unlink(missing_ok=True)
+    lock = stack / ".rotate-secrets.lock"
+    with subprocess.Popen(["sh", "-c", "sleep 60; :", "rotate-secrets"], start_new_session=True) as busy:
+        try:
+            lock.symlink_to(str(busy.pid))
+            before = state()
+            for script in ("init", "up", "rotate-secrets"):
+                done = run(script)
+                assert (done.returncode, done.stdout) == (1, "")
+                assert done.stderr.startswith(f"{script}: error: ") and done.stderr.count("\n") == 1
+                assert f"(process {busy.pid})" in done.stderr and "wait until it has ended" in done.stderr
+            assert state() == before
+        finally:
+            os.killpg(busy.pid, signal.SIGKILL)
+    assert run("init").returncode == 0 and (stack / "secrets" / "admin_password").exists()
+    assert run("up").stderr.count("rotate-secrets' (process") == 0

@@ -6,6 +6,7 @@ import json
 import re
 import socket
 import ssl
+import threading
 from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -67,6 +68,8 @@ class Target:
 
     stack: Stack
     prey: dict[str, str] = field(default_factory=dict)  # what requests call the admin's things
+    table: list[tuple[str, str]] = field(default_factory=list)  # the routes, once somebody asked
+    kept: threading.local = field(default_factory=threading.local)  # each thread's open connection
 
     def answer(self, name: str) -> str:
         """Return an answer to a question."""
@@ -109,22 +112,45 @@ class Target:
         sent |= {name.replace("_", "-"): value for name, value in headers.items()}
         if login:
             sent["Authorization"] = basic(login)
-        with contextlib.closing(http.client.HTTPConnection("unused")) as connection:
-            connection.sock = self.connect(timeout)
-            connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
-            for name, value in sent.items():
-                connection.putheader(name, value)
-            if data is not None or method in ("POST", "PUT", "PATCH"):
-                connection.putheader("Content-Length", str(len(data or b"")))
-            connection.endheaders(data)
-            got = connection.getresponse()
-            try:
-                read = got.read()
-            except http.client.IncompleteRead as cut:
-                # The server refuses an upload before it has read it and hangs up; a proxy may lose the words.
-                assert got.status in (401, 403, 413, 429) and data is not None, f"{method} {path}: {got.status}, cut"
-                read = cut.partial
-            return Answer(got.status, {k.lower(): v for k, v in got.getheaders()}, read)
+        if data is not None or method in ("POST", "PUT", "PATCH"):
+            sent["Content-Length"] = str(len(data or b""))
+        kept, self.kept.connection = getattr(self.kept, "connection", None), None
+        if kept:
+            # The other side may have closed it before it saw this request.
+            with contextlib.suppress(ConnectionError, http.client.BadStatusLine):
+                kept.sock.settimeout(timeout)
+                return self.exchange(kept, method, path, sent, data)
+            kept.close()
+        fresh = http.client.HTTPConnection("unused")
+        fresh.sock = self.connect(timeout)
+        return self.exchange(fresh, method, path, sent, data)
+
+    def exchange(
+        self, connection: http.client.HTTPConnection, method: str, path: str, sent: dict[str, str], data: bytes | None
+    ) -> Answer:
+        """Send a request and read its answer; this thread keeps the connection if both sides would."""
+        connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+        for name, value in sent.items():
+            connection.putheader(name, value)
+        connection.endheaders(data)
+        got = connection.getresponse()
+        try:
+            read = got.read()
+        except http.client.IncompleteRead as cut:
+            # The server refuses an upload before it has read it and hangs up; a proxy may lose the words.
+            assert got.status in (401, 403, 413, 429) and data is not None, f"{method} {path}: {got.status}, cut"
+            read = cut.partial
+        if got.will_close or not got.isclosed():
+            connection.close()
+        else:
+            self.kept.connection = connection
+        return Answer(got.status, {k.lower(): v for k, v in got.getheaders()}, read)
+
+    def hang_up(self) -> None:
+        """Let this thread's next request come over a connection of its own."""
+        if kept := getattr(self.kept, "connection", None):
+            kept.close()
+        self.kept.connection = None
 
     def mlflow(self, method: str, path: str, login: Login = None, **more: Any) -> Answer:
         """Send a request to a path of MLflow's."""
@@ -170,8 +196,10 @@ def started(folder: Path, answers: dict[str, str]) -> Iterator[Target]:
 
 def routes(target: Target) -> list[tuple[str, str]]:
     """Return every path and method that the server registers, and the proxy's and the monitoring's own."""
-    listed = json.loads(target.inside((HERE / "routes.py").read_text()))
-    return [(path, method) for path, method in listed] + [("/healthz", "GET"), ("/metrics", "GET")]
+    if not target.table:
+        listed = json.loads(target.inside((HERE / "routes.py").read_text()))
+        target.table = [(path, method) for path, method in listed] + [("/healthz", "GET"), ("/metrics", "GET")]
+    return target.table
 
 
 # --- the walk
@@ -290,6 +318,17 @@ def walk(target: Target, requests: list[tuple[str, str]], login: Login) -> dict[
     with ThreadPoolExecutor(6) as threads:
         answers = threads.map(lambda request: attack(target, *request, login), requests)
         return dict(zip(requests, answers, strict=True))
+
+
+# Weaknesses that others have found in a route: where the walk must have been.
+WEAK = {
+    "CVE-2025-15381": r"/traces/.*assessments",
+    "CVE-2026-8147": r"/mlflow/traces/",
+    "CVE-2026-0545": r"/jobs",
+    "CVE-2026-2652": r"^(/ajax-api/3\.0/jobs|/v1/traces)",
+    "CVE-2026-2651": r"/mlflow-artifacts/mpu/",
+    "CVE-2026-13484": r"/label-schemas/",
+}
 
 
 def twin(path: str) -> str:

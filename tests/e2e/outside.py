@@ -8,10 +8,13 @@ of a service that somebody else runs: which answers, settings and secrets belong
 import base64
 import contextlib
 import functools
+import html
 import json
 import os
+import re
 import secrets
 import shutil
+import ssl
 import tempfile
 import time
 import urllib.parse
@@ -22,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 import yaml
 from needs import engine
 from stacks import PREFIX, ROOT, Stack, free_port, run
@@ -280,6 +284,8 @@ class Provider(Outside):
     """An OpenID Connect provider with the people above."""
 
     issuer: str = ""
+    folder: Path = Path()  # its configuration
+    container: str = ""
 
     def fill(self, stack: Stack) -> None:
         """Here a stack's address may be http under a name of its own, for which the default is https."""
@@ -295,17 +301,53 @@ class Provider(Outside):
         request = urllib.request.Request(
             f"{self.issuer}/token", urllib.parse.urlencode(words).encode(), {"Authorization": f"Basic {login}"}
         )
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=10, context=self.trust()) as answer:
             found = json.load(answer)
         return found["id_token" if grant == "password" else "access_token"]
 
+    def trust(self) -> ssl.SSLContext | None:
+        """Return how a client trusts the provider."""
+        ca = self.folder / "ca.pem"
+        return ssl.create_default_context(cafile=ca) if ca.exists() else None
+
+    def ready(self) -> None:
+        """Return when it answers."""
+        wait(
+            self.container,
+            lambda: urllib.request.urlopen(f"{self.issuer}/healthz", timeout=2, context=self.trust()).close(),
+        )
+
+    def renew(self) -> str:
+        """Give its clients a new secret, and return it; the old one is worth nothing."""
+        path, old, new = self.folder / "dex.yaml", self.secrets["oidc_client_secret"], secrets.token_hex(20)
+        path.write_text(path.read_text().replace(old, new))
+        self.secrets["oidc_client_secret"] = new
+        assert run("docker", "restart", "--time", "3", self.container).returncode == 0
+        self.ready()
+        return new
+
+    def log_in(self, url: str, mail: str) -> requests.Session:
+        """Log in on the provider's page, where a stack leads whoever opens it; return what a browser would be then."""
+        visit = requests.Session()
+        visit.headers["Accept"], visit.trust_env = "text/html", False
+        if (ca := self.folder / "ca.pem").exists():
+            visit.verify = str(ca)
+        page = visit.get(f"{url}/", timeout=30)
+        assert page.url.startswith(self.issuer), f"{page.status_code} {page.url}"
+        form = urllib.parse.urljoin(page.url, html.unescape(re.search(r'<form[^>]* action="([^"]+)"', page.text)[1]))
+        visit.post(form, {"login": mail, "password": PASSWORD}, timeout=30)
+        return visit
+
 
 @contextlib.contextmanager
-def provider() -> Iterator[Provider]:
-    """Dex, an OpenID Connect provider with a login page of its own, which knows the stack at any of its addresses."""
+def provider(private: bool = False) -> Iterator[Provider]:
+    """Dex, an OpenID Connect provider with a login page of its own, which knows the stack at any of its addresses.
+
+    With `private` it speaks TLS, with a certificate of an authority of its own.
+    """
     (port,) = free_ports(1)
     ports = {"http_port": free_port(), "https_port": free_port()}
-    issuer, secret = f"http://{gateway()}:{port}/dex", secrets.token_hex(20)
+    issuer, secret = f"http{'s' if private else ''}://{gateway()}:{port}/dex", secrets.token_hex(20)
     addresses = [
         f"{scheme}://{host}:{ports[f'{scheme}_port']}{prefix}/oauth2/callback"
         for scheme in ("http", "https")
@@ -315,7 +357,9 @@ def provider() -> Iterator[Provider]:
     config = {
         "issuer": issuer,
         "storage": {"type": "memory"},
-        "web": {"http": f"{gateway()}:{port}"},
+        "web": {"https": f"{gateway()}:{port}", "tlsCert": "/dex/server.pem", "tlsKey": "/dex/server.key"}
+        if private
+        else {"http": f"{gateway()}:{port}"},
         "expiry": {"idTokens": f"{TOKEN_SECONDS}s"},
         "oauth2": {
             "skipApprovalScreen": True,
@@ -334,21 +378,28 @@ def provider() -> Iterator[Provider]:
         ],
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "dex.yaml"
-        path.write_text(yaml.safe_dump(config))
-        path.chmod(0o644)
+        (home := Path(folder)).joinpath("dex.yaml").write_text(yaml.safe_dump(config))
+        if private:
+            certificates(home, f"IP:{gateway()}")
+        for path in (home, *home.iterdir()):
+            path.chmod(0o755)
         with container(
-            "oidc", IMAGES["debian_image"], "dex", "serve", "/dex.yaml",
-            options=("--volume", f"{dex()}:/usr/local/bin/dex:ro", "--volume", f"{path}:/dex.yaml:ro"),
+            "oidc", IMAGES["debian_image"], "dex", "serve", "/dex/dex.yaml",
+            options=("--volume", f"{dex()}:/usr/local/bin/dex:ro", "--volume", f"{home}:/dex:ro"),
         ) as name:  # fmt: skip
-            wait(name, lambda: urllib.request.urlopen(f"{issuer}/healthz", timeout=2).close())
-            yield Provider(
+            made = Provider(
                 answers=ports,
                 settings={"OIDC_ISSUER": issuer, "OIDC_CLIENT_ID": "mlflow-stack"},
                 secrets={"oidc_client_secret": secret},
                 doors={f"{gateway()}:{port}": f"{gateway()}:{port}"},
                 issuer=issuer,
+                folder=home,
+                container=name,
             )
+            if private:
+                made.secrets["oidc_ca.pem"] = (home / "ca.pem").read_text()
+            made.ready()
+            yield made
 
 
 # The role owns its database and nothing else; the other database is somebody else's.

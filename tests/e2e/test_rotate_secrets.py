@@ -3,13 +3,16 @@
 import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import outside
 import pytest
+import requests
 from stacks import Stack, run, stack
 from test_faults import compare, ledger_of, log, until
 
@@ -167,11 +170,23 @@ def killed(made: Stack, ledger: Path) -> None:
         for container in run("docker", "ps", "-q", "--filter", f"name={made.name}-mlflow-run").stdout.split():
             run("docker", "kill", container)
         assert "a change of secrets was interrupted" in serious(made)
-        made.make("rotate-secrets")
+        finish(made)
         assert not [*(made.folder / "secrets").glob(".*")]
     nothing_old_works(made, old)
     compare(made, ledger)
     assert inside(made, GET) == "sk-of-a-provider hmac-of-the-hook"
+
+
+def finish(made: Stack) -> None:
+    """Finish what was interrupted; meanwhile `make up` and a second rotation change nothing and say who is at work."""
+    begun = subprocess.Popen(["make", "rotate-secrets"], cwd=made.folder, stdout=-1, stderr=-1, text=True)
+    until((made.folder / ".rotate-secrets.lock").is_symlink, 30, "the lock is there")
+    for target in ("up", "rotate-secrets"):
+        said = made.make(target, fails=True)
+        assert "rotate-secrets' (process " in said and "wait until it has ended" in said, said
+    assert begun.poll() is None, "it was to be at work meanwhile"
+    said = "".join(begun.communicate(timeout=300))
+    assert begun.returncode == 0, said
 
 
 def planted_faults(made: Stack) -> None:
@@ -211,3 +226,76 @@ def test_another_stack(tmp_path: Path, name: str, answers: dict[str, str]) -> No
         assert shown(made, said, old, secrets_of(made)) == []
         assert doctor(made) == (0, [])
         assert "no secret 'nonsense'" in made.make("rotate-secrets", "SECRET=nonsense", fails=True)
+
+
+SEARCH = "/api/2.0/mlflow/experiments/search?max_results=1"
+
+
+def test_single_sign_on(tmp_path: Path) -> None:
+    """People log in again, programs get new tokens, the provider's new secret is taken over, and no old one works.
+
+    The provider's certificate is of a private authority.
+    """
+    with (
+        outside.provider(private=True) as provider,
+        stack(tmp_path, "rot-oidc", {"auth": "oidc"} | provider.answers) as made,
+    ):
+        (made.folder / ".env").chmod(0o600)
+        provider.fill(made)
+        authority = made.folder / "secrets" / "oidc_ca.pem"
+        authority.write_text("")
+        said = made.make("up", fails=True)
+        assert "up: error: oauth2-proxy does not start" in said and "certificate signed by unknown authority" in said
+        authority.write_text(provider.secrets["oidc_ca.pem"])
+        made.up()
+        assert doctor(made) == (0, [])
+
+        ada, old = provider.log_in(made.url, "ada@example.com"), secrets_of(made)
+        token = re.search(r"mst_\w+", made.make("token", "NAME=ci"))[0]
+
+        def works(bearer: str) -> list[int]:
+            """Ask as the person who logged in before, as a program with the old token, and with one of the provider."""
+            headers = {"Authorization": f"Bearer {bearer}"}
+            return [
+                ada.get(made.url + SEARCH, timeout=30).status_code,
+                requests.get(made.url + SEARCH, auth=("ci", token), timeout=30).status_code,
+                requests.get(made.url + SEARCH, headers=headers, timeout=30).status_code,
+            ]
+
+        assert works(provider.token(username="rosa@example.com")) == [200, 200, 200]
+        said = made.make("rotate-secrets")
+        assert "programs need new tokens" in said and "SECRET=provider" in said
+        new = secrets_of(made)
+        assert {name for name in old if old[name] == new[name]} == {"oidc_client_secret", "oidc_ca.pem"}
+        ada.headers["Accept"] = "application/json"
+        assert works(provider.token(username="rosa@example.com")) == [401, 401, 200]
+        assert shown(made, said, old, new) == []
+        script = PAST_NGINX.replace("KEY", repr((old["identity_key"], new["identity_key"])))
+        assert inside(made, script) == "401 200"
+        ada = provider.log_in(made.url, "ada@example.com")
+        token = re.search(r"mst_\w+", made.make("token", "NAME=ci"))[0]
+        assert works(provider.token(username="rosa@example.com")) == [200, 200, 200]
+
+        # The provider's own secret.
+        (file := tmp_path / "new").write_text(provider.renew() + "\n")
+        assert provider.log_in(made.url, "ada@example.com").get(made.url + SEARCH, timeout=30).status_code != 200
+        assert "is issued elsewhere" in made.make("rotate-secrets", "SECRET=provider", fails=True)
+        made.make("rotate-secrets", "SECRET=provider", f"FROM={file}")
+        assert made.secret("oidc_client_secret") == provider.secrets["oidc_client_secret"]
+        ada = provider.log_in(made.url, "ada@example.com")
+        assert works(provider.token(username="rosa@example.com")) == [200, 200, 200]
+        assert doctor(made) == (0, [])
+
+
+PAST_NGINX = """
+import urllib.error, urllib.request
+found = []
+for key in KEY:
+    headers = {"X-Stack-User": "ada@example.com", "X-Stack-Key": key}
+    url = "http://127.0.0.1:5000/api/2.0/mlflow/experiments/search?max_results=5"
+    try:
+        found.append(urllib.request.urlopen(urllib.request.Request(url, headers=headers)).status)
+    except urllib.error.HTTPError as error:
+        found.append(error.code)
+print(*found)
+"""

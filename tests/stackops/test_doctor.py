@@ -230,6 +230,13 @@ FAULTS = [
         "rotate",
     ),
     (files.unfinished_rotation, lambda p: p.secret(".x.next", "x"), SERIOUS, "interrupted: x", "make rotate-secrets"),
+    (
+        files.unfinished_rotation,
+        lambda p: (p.secret(".x.next", "x"), p.sections.update(rotating="4711")),
+        WARN,
+        "right now (process 4711)",
+        "make doctor",
+    ),
     (files.certificates, lambda p: p.secret("tls.pem", certificate(20)), WARN, "tls.pem ends in 20 days", "tls.pem"),
     (files.certificates, lambda p: p.secret("db_ca.pem", certificate(-1)), SERIOUS, "db_ca.pem has ended", "db_ca.pem"),
     (files.drift, lambda p: p.sections.update(releases="x\trefs/tags/v0.10.0"), WARN, "v0.10.0 is out", "make update"),

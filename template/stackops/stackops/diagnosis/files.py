@@ -134,6 +134,9 @@ def unfinished_rotation(facts: Facts) -> list[Finding]:
     )
     if not left:
         return []
+    if holder := facts.text("rotating").strip():
+        text = f"the secrets are being changed right now (process {holder})"
+        return [Finding(WARN, "secrets", text, "make doctor   # again, when it has ended")]
     text = f"a change of secrets was interrupted: {', '.join(left)}"
     return [Finding(SERIOUS, "secrets", text, "make rotate-secrets")]
 
