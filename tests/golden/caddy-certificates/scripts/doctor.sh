@@ -64,6 +64,8 @@ fi
   cat .copier-answers.yml 2>/dev/null || true
   section tracked
   git ls-files -- .env secrets 2>/dev/null || true
+  section rotating
+  scripts/rotating.sh || true
   section url
   scripts/url.sh
   section published

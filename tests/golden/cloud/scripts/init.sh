@@ -6,6 +6,12 @@ umask 077
 
 say() { printf 'init: %s\n' "$*"; }
 
+# What is half changed is not touched.
+if holder=$(scripts/rotating.sh); then
+  echo "init: error: 'make rotate-secrets' (process $holder) is changing the secrets: wait until it has ended" >&2
+  exit 1
+fi
+
 random() { LC_ALL=C tr -dc 'A-Za-z0-9' </dev/urandom | head -c "$1"; }
 
 # secret NAME: writes standard input to secrets/NAME, whole or not at all, unless the file is there.

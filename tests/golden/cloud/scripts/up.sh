@@ -8,6 +8,10 @@ die() {
   exit 1
 }
 
+# Nothing is touched while the secrets are half changed, and what rests meanwhile is not started.
+at_work() { holder=$(scripts/rotating.sh) && echo "'make rotate-secrets' (process $holder) is changing the secrets: wait until it has ended"; }
+! busy=$(at_work) || die "$busy"
+
 command -v docker >/dev/null || die "Docker is not installed: see https://docs.docker.com/engine/install/"
 version=$(docker compose version --short 2>/dev/null) ||
   die "this Docker has no Compose v2: install its Compose plugin, version 2.24 or later (docker-compose v1 is too old)"
@@ -68,9 +72,9 @@ failing=$(docker compose ps --status restarting --services)
 # shellcheck disable=SC2086 # one word a service
 [ -z "$failing" ] || docker compose stop $failing
 
-# A change of secrets that was interrupted leaves files of both kinds.
+# A change of secrets that was interrupted, or has begun since, leaves files of both kinds.
 half=$(find secrets -name '.*.next' -o -name '.*.old')
-remedy="a rotation was interrupted: run 'make rotate-secrets' to finish it"
+remedy=$(at_work) || remedy="a rotation was interrupted: run 'make rotate-secrets' to finish it"
 if ! docker compose up --detach --wait; then
   [ -z "$half" ] || die "$remedy"
   explain

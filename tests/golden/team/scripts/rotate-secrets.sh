@@ -32,14 +32,10 @@ stackops() {
 
 [ -f .env ] || die "there is no .env: run 'make up' first"
 
-# One at a time. The lock is a link to the number of the process that holds it; one that was killed holds nothing.
+# One at a time; scripts/rotating.sh explains the lock.
 lock=.rotate-secrets.lock
-if holder=$(readlink "$lock"); then
-  case $(ps -p "$holder" -o args= 2>/dev/null) in
-    *rotate-secrets*) die "another 'make rotate-secrets' (process $holder) is at work: wait until it has ended" ;;
-  esac
-  rm -f "$lock"
-fi
+holder=$(scripts/rotating.sh) && die "another 'make rotate-secrets' (process $holder) is at work: wait until it has ended"
+rm -f "$lock"
 ln -s "$$" "$lock" 2>/dev/null || die "another 'make rotate-secrets' is at work: wait until it has ended"
 trap 'rm -f "$lock"' EXIT
 trap 'exit 130' INT TERM
