@@ -53,6 +53,7 @@ if [ -n "${REPLACE:-}" ] && [ "${BACKUP:-yes}" != no ] && [ ! -e "$unfinished" ]
     die "what the stack holds could not be backed up, so nothing was changed; BACKUP=no goes on without"
 fi
 
+# shellcheck disable=SC2154 # backup-place.sh has it
 printf 'make restore FROM=%s AT=%s REPLACE=1\n' "$where" "$at" >"$unfinished"
 running=$(compose ps --status running --quiet mlflow)
 compose stop mlflow

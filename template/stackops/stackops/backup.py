@@ -1,7 +1,9 @@
 """Makes one backup: the database as it is now, and then every artifact, with a list of all that is in it.
 
-Clients may go on writing: whatever was acknowledged before the beginning is in the backup, and it is consistent. What an
-earlier backup has is not copied again. A backup that does not end leaves nothing: neither a set nor a changed one.
+Clients may go on writing: whatever was acknowledged before the beginning is in the backup, and it is
+consistent. What an
+earlier backup has is not copied again. A backup that does not end leaves nothing: neither a set nor a
+changed one.
 """
 
 import argparse
@@ -141,7 +143,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def note(place: Place | None, began: datetime, record: dict) -> None:
-    """Write last.json, for the stack and beside the backups; that it cannot be written is no failure of a backup."""
+    """Write last.json, for the stack and beside the backups; that it cannot be written is no failure of a
+    backup."""
     text = journal.write({"began": began.isoformat(), "ended": now().isoformat(), **record})
     if place:
         try:
@@ -164,7 +167,8 @@ def undone(place: Place, name: str, added: list[str]) -> Iterator[None]:
             say(f"note: {place.called}/{name} is not whole and cannot be removed: {one_line(second, 120)}")
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise StackError(
-                f"the disk of {place.called} is full: make room there (BACKUP_KEEP lowers the number of backups), "
+                f"the disk of {place.called} is full: make room there (BACKUP_KEEP lowers the number of "
+                f"backups), "
                 "then try again; the earlier backups are as they were"
             ) from None
         raise
@@ -192,11 +196,13 @@ def make(env: Mapping[str, str], place: Place, options: Options, began: datetime
     prune(place, earlier, options.keep)
     if options.recipient:
         say(
-            f"only the private key of {options.recipient} opens it; and a restored stack needs {KEYS} of today"
+            f"only the private key of {options.recipient} opens it; and a restored stack needs {KEYS} "
+            f"of today"
         )
     else:
         say(
-            f"keep {KEYS} beside it, in another safe place: what users keep encrypted in the database needs them"
+            f"keep {KEYS} beside it, in another safe place: what users keep encrypted in the database "
+            f"needs them"
         )
     return {
         "set": name,
@@ -214,7 +220,8 @@ def whole(place: Place, names: list[str], project: str) -> dict[str, Manifest]:
         if one := place.manifest(name):
             if project and one.project != project:
                 raise StackError(
-                    f"{place.called} has backups of the stack {one.project}; give each stack a place of its own"
+                    f"{place.called} has backups of the stack {one.project}; give each stack a place of "
+                    f"its own"
                 )
             found[name] = one
     return found
@@ -248,7 +255,8 @@ def contents(
         paths.append(folder / manifest.LISTING)
         numbers = {"objects": len(saved.entries), "bytes": sum(entry.size for entry in saved.entries)}
         say(
-            f"artifacts: {numbers['objects']:,} objects, {in_words(numbers['bytes'])}; {len(saved.added):,} of them "
+            f"artifacts: {numbers['objects']:,} objects, {in_words(numbers['bytes'])}; "
+            f"{len(saved.added):,} of them "
             f"new, {in_words(saved.added_bytes)} ({time.monotonic() - started:.1f} s)"
         )
     return Manifest(

@@ -1,7 +1,10 @@
-"""Loads a backup into this stack: its own, or a new stack's, with another artifact store or, from SQLite, in PostgreSQL.
+"""Loads a backup into this stack: its own, or a new stack's, with another artifact store or, from SQLite,
+in PostgreSQL.
 
-First everything is checked, and nothing is touched: the manifest, the checksum of every file and of every artifact, that
-this MLflow knows the schema, and that nothing would be lost. Then artifacts are copied, and last the database is replaced,
+First everything is checked, and nothing is touched: the manifest, the checksum of every file and of every
+artifact, that
+this MLflow knows the schema, and that nothing would be lost. Then artifacts are copied, and last the
+database is replaced,
 wholly or not at all. Artifacts that the store has besides stay: `make gc` finds them.
 """
 
@@ -133,7 +136,8 @@ def fits(env: Mapping[str, str], found: Manifest) -> None:
     """Raise StackError unless this stack can take the backup."""
     if found.backend == "postgres" and env["STACK_BACKEND"] == "sqlite":
         raise StackError(
-            f"the backup {found.name} is of a PostgreSQL database, and SQLite cannot take it; restore it into a stack "
+            f"the backup {found.name} is of a PostgreSQL database, and SQLite cannot take it; restore "
+            f"it into a stack "
             "with backend postgres or managed"
         )
     folders = {"tracking": ("store", "db_migrations"), "users": ("server", "auth", "db", "migrations")}
@@ -147,7 +151,8 @@ def fits(env: Mapping[str, str], found: Manifest) -> None:
         }
         if revision not in known:
             raise StackError(
-                f"the backup {found.name} comes from a newer MLflow ({found.mlflow}, schema {revision}) than this "
+                f"the backup {found.name} comes from a newer MLflow ({found.mlflow}, schema {revision}) "
+                f"than this "
                 "stack's; update this stack first"
             )
 

@@ -37,8 +37,10 @@ def save(
 ) -> Saved:
     """Copy what the pool does not have yet.
 
-    `known` is what the last backup says of the objects of this very store: what has the same version is not read
-    again. `trusted` are the objects of the pool that a whole backup stands for. Names of new objects go to `undo` at
+    `known` is what the last backup says of the objects of this very store: what has the same version is not
+    read
+    again. `trusted` are the objects of the pool that a whole backup stands for. Names of new objects go to
+    `undo` at
     once. Raises StackError for the first artifact that cannot be copied.
     """
     from artifacts_move import copying
@@ -47,10 +49,10 @@ def save(
     saved, fresh = Saved([], []), []
     for item in found.values():
         last = known.get(item.name)
-        if last and (last.version, last.size) == (item.version, item.size):
-            if pool_name(last.sha256, bool(seal.suffix)) in trusted:
-                saved.entries.append(last)
-                continue
+        same = last and (last.version, last.size) == (item.version, item.size)
+        if same and pool_name(last.sha256, bool(seal.suffix)) in trusted:
+            saved.entries.append(last)
+            continue
         fresh.append(item)
 
     def work(item) -> tuple[Entry, str | None]:
@@ -86,7 +88,8 @@ def save(
 
 
 def read(store, name: str, stage: Path) -> tuple[bytes | Path, int, str]:
-    """Read an object once: into memory, or into the file `stage` if it is large. Return it, its size, its SHA-256."""
+    """Read an object once: into memory, or into the file `stage` if it is large. Return it, its size, its
+    SHA-256."""
     digest, size, held, file = hashlib.sha256(), 0, [], None
     try:
         for piece in store.read(name):
@@ -181,7 +184,8 @@ def bring_back(
 ) -> tuple[int, int]:
     """Copy into the stack's own store what it does not have; return how many objects and bytes that were.
 
-    `same` says that it is the store that the backup was made of: an object whose version is the same is not read. What
+    `same` says that it is the store that the backup was made of: an object whose version is the same is not
+    read. What
     is there and different is replaced; what is there besides stays. Raises StackError.
     """
     from artifacts_move import copying, stores

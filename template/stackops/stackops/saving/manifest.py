@@ -28,7 +28,8 @@ class File:
 
 @dataclass
 class Snapshot:
-    """A database in files: what they are called, the schema of each part (tracking, users) as Alembic names it, and
+    """A database in files: what they are called, the schema of each part (tracking, users) as Alembic names
+    it, and
     the number of rows by table. PostgreSQL's tables have a schema as well."""
 
     files: list[str]
@@ -39,7 +40,8 @@ class Snapshot:
 
 @dataclass
 class Manifest:
-    """Everything about one backup. `artifacts` is None if it was made without; `age` is who can read it, or ""."""
+    """Everything about one backup. `artifacts` is None if it was made without; `age` is who can read it, or
+    ""."""
 
     project: str
     began: str
@@ -79,7 +81,8 @@ def to_text(manifest: Manifest) -> str:
 
 
 def from_text(text: bytes, name: str) -> Manifest:
-    """Return what manifest.json says of the backup `name`. Raises StackError if it is not as it was written."""
+    """Return what manifest.json says of the backup `name`. Raises StackError if it is not as it was
+    written."""
     try:
         content = json.loads(text)
         written = content.pop("sha256")
@@ -98,12 +101,14 @@ def from_text(text: bytes, name: str) -> Manifest:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StackError(
-            f"the backup {name} is damaged: its manifest.json cannot be read ({one_line(error, 80)}); take another one"
+            f"the backup {name} is damaged: its manifest.json cannot be read ({one_line(error, 80)}); "
+            f"take another one"
         ) from None
 
 
 def next_name(now: datetime, names: list[str]) -> str:
-    """Return the name of a new set: the time, or a second after the newest if the clock says that it is older."""
+    """Return the name of a new set: the time, or a second after the newest if the clock says that it is
+    older."""
     name = now.astimezone(UTC).strftime(STAMP)
     if names and name <= (newest := max(names)):
         name = (datetime.strptime(newest, STAMP) + timedelta(seconds=1)).strftime(STAMP)
@@ -116,7 +121,8 @@ def surplus(names: list[str], keep: int) -> list[str]:
 
 
 def choose(names: list[str], wanted: str, where: str) -> str:
-    """Return the set that AT names: `latest`, or the start of a name that fits one only. Raises StackError."""
+    """Return the set that AT names: `latest`, or the start of a name that fits one only. Raises
+    StackError."""
     if not names:
         raise StackError(f"there is no backup in {where}; look for the right place")
     if wanted in ("", "latest"):
@@ -126,5 +132,6 @@ def choose(names: list[str], wanted: str, where: str) -> str:
         return fitting[0]
     these = ", ".join(sorted(names)[-5:])
     raise StackError(
-        f"AT={wanted} is {'no backup' if not fitting else f'{len(fitting)} backups'} in {where}; the newest are {these}"
+        f"AT={wanted} is {'no backup' if not fitting else f'{len(fitting)} backups'} in {where}; the "
+        f"newest are {these}"
     )

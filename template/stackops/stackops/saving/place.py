@@ -108,7 +108,8 @@ class Place:
         return made
 
     def finish(self, whole: Manifest) -> None:
-        """Bring the files of a new set where they belong, and then its manifest: from now on it is a backup."""
+        """Bring the files of a new set where they belong, and then its manifest: from now on it is a
+        backup."""
         from artifacts_move import copying, stores
 
         for file, known in whole.files.items():
@@ -117,7 +118,8 @@ class Place:
                 item = stores.Item(f"{whole.name}/{file}", known.size, "")
                 copying.copy(Given(path), self.root, item)
         if self.local:
-            # Artifacts were written without waiting for the disk: now it has them, before the manifest says so.
+            # Artifacts were written without waiting for the disk: now it has them, before the manifest says
+            # so.
             subprocess.run(["sync", "--file-system", str(self.folder)], check=False)
         self.write(f"{whole.name}/{manifest.NAME}", manifest.to_text(whole).encode())
 

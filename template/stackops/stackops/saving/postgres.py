@@ -1,4 +1,5 @@
-"""PostgreSQL, with its own pg_dump, pg_restore and psql in the version of the image (transfer/Dockerfile). See
+"""PostgreSQL, with its own pg_dump, pg_restore and psql in the version of the image (transfer/Dockerfile).
+See
 __init__.py. The password is in libpq's passfile: no command line and no environment has it."""
 
 import os
@@ -19,14 +20,19 @@ CLIENT = "/opt/postgres/bin"
 PATIENCE = 20  # seconds for the sessions of a server that has just been stopped to end
 VERSION_TABLES = {"tracking": "alembic_version", "users": "alembic_version_auth"}
 SEEDED = {"experiments": "experiment_id = 0", "workspaces": "name = 'default'", "users": "username = 'admin'"}
-TABLES = "SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND relnamespace = to_regnamespace(current_schema())"
+TABLES = (
+    "SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') "
+    "AND relnamespace = to_regnamespace(current_schema())"
+)
 QUIET = ("SET LOCAL statement_timeout = 0", "SET LOCAL idle_in_transaction_session_timeout = 0")
 # Everything of the schema that a dump brings back; what depends on a table goes with it.
 CLEAR = """
 SELECT format('DROP %s IF EXISTS %s CASCADE', kind, name) FROM (
-  SELECT CASE relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END,
+  SELECT CASE relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' WHEN 'S' THEN 'SEQUENCE' ELSE
+  'TABLE' END,
     c.oid::regclass::text, CASE relkind WHEN 'S' THEN 2 WHEN 'r' THEN 1 WHEN 'p' THEN 1 ELSE 0 END
-  FROM pg_class c WHERE relkind IN ('r', 'p', 'v', 'm', 'S') AND relnamespace = to_regnamespace(current_schema())
+  FROM pg_class c WHERE relkind IN ('r', 'p', 'v', 'm', 'S') AND relnamespace =
+  to_regnamespace(current_schema())
   UNION ALL
   SELECT 'TYPE', t.oid::regtype::text, 3
   FROM pg_type t WHERE typtype = 'e' AND typnamespace = to_regnamespace(current_schema())
@@ -83,7 +89,8 @@ def _cause(text: str) -> str:
 
 
 def snapshot(env: Mapping[str, str], folder: Path) -> Snapshot:
-    """Write a dump in the custom format. The rows are counted meanwhile, in the very state that the dump has."""
+    """Write a dump in the custom format. The rows are counted meanwhile, in the very state that the dump
+    has."""
     path = folder / DUMP
     with closing(_connected(env)) as connection, connection.cursor() as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
@@ -94,7 +101,8 @@ def snapshot(env: Mapping[str, str], folder: Path) -> Snapshot:
         with subprocess.Popen(
             [
                 tool("pg_dump"), "--format=custom", "--compress=zstd:3", "--no-owner", "--no-privileges",
-                "--exclude-extension=*", "--lock-wait-timeout=60s", f"--snapshot={exported}", f"--file={path}",
+                "--exclude-extension=*", "--lock-wait-timeout=60s", f"--snapshot={exported}",
+                f"--file={path}",
                 f"--dbname={address(env)}",
             ],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
@@ -146,7 +154,8 @@ def _silence(env: Mapping[str, str]) -> None:
         while True:
             with connection.cursor() as cursor:
                 cursor.execute(
-                    "SELECT count(*), min(application_name) FROM pg_stat_activity WHERE datname = current_database() "
+                    "SELECT count(*), min(application_name) FROM pg_stat_activity WHERE datname = "
+                    "current_database() "
                     "AND pid <> pg_backend_pid() AND usename = current_user AND application_name = 'mlflow'"
                 )
                 count, name = cursor.fetchone()
@@ -166,7 +175,8 @@ def _prelude(env: Mapping[str, str], schema: str) -> str:
         (own,) = cursor.fetchone()
         if own != schema:
             raise StackError(
-                f"the backup's tables are in the schema {schema}, and the role's in the {_where(env)} is {own}; "
+                f"the backup's tables are in the schema {schema}, and the role's in the {_where(env)} "
+                f"is {own}; "
                 "give it the same search_path"
             )
         cursor.execute(CLEAR)
@@ -180,7 +190,8 @@ def epilogue(found: Manifest) -> str:
     """Return the end of the transaction: it counts every table, and only then it holds."""
     checks = [
         f"IF (SELECT count(*) FROM {quoted(found.schema)}.{quoted(name)}) <> {int(rows)} THEN "
-        f"RAISE EXCEPTION 'the table % came out with other rows than the backup has', {_literal(name)}; END IF;"
+        f"RAISE EXCEPTION 'the table % came out with other rows than the backup has', {_literal(name)}; "
+        f"END IF;"
         for name, rows in sorted(found.tables.items())
     ]
     return "\n".join(["", "DO $check$ BEGIN", *checks, "END $check$;", "COMMIT;", ""])
@@ -193,7 +204,8 @@ def _literal(text: str) -> str:
 def load(env: Mapping[str, str], folder: Path, found: Manifest, say: Callable[[str], None]) -> None:
     """Replace everything in one transaction, which ends only after every row was counted.
 
-    psql is told to commit by the last words it gets: if this program, or pg_restore, ends early, nothing holds.
+    psql is told to commit by the last words it gets: if this program, or pg_restore, ends early, nothing
+    holds.
     """
     _silence(env)
     prelude = _prelude(env, found.schema)

@@ -1,4 +1,5 @@
-"""Encryption with age: for the public key of whoever may read backups. The stack itself cannot read them again."""
+"""Encryption with age: for the public key of whoever may read backups. The stack itself cannot read them
+again."""
 
 from pathlib import Path
 
@@ -20,7 +21,8 @@ class Seal:
                 self._keys = [pyrage.x25519.Recipient.from_str(recipient)]
             except pyrage.RecipientError as error:
                 raise StackError(
-                    f"BACKUP_AGE_RECIPIENT is no public key of age ({one_line(error, 60)}); it must look like age1…"
+                    f"BACKUP_AGE_RECIPIENT is no public key of age ({one_line(error, 60)}); it must "
+                    f"look like age1…"
                 ) from None
 
     @property
@@ -76,7 +78,8 @@ class Opener:
             )
 
     def data(self, content: bytes, name: str) -> bytes:
-        """Return the bytes as they were. Raises StackError if the key does not fit or something was altered."""
+        """Return the bytes as they were. Raises StackError if the key does not fit or something was
+        altered."""
         import pyrage
 
         self.need()

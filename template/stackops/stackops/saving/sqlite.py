@@ -72,7 +72,8 @@ def snapshot(env: Mapping[str, str], folder: Path) -> Snapshot:
 
 
 def occupied(env: Mapping[str, str]) -> dict[str, int]:
-    """Return what the database holds besides a fresh stack's rows; a damaged one holds nothing that can be kept."""
+    """Return what the database holds besides a fresh stack's rows; a damaged one holds nothing that can be
+    kept."""
     found: dict[str, int] = {}
     for path in (sqlite.database(env), sqlite.database(env).with_name(USERS)):
         if not path.is_file():
@@ -111,7 +112,8 @@ def load(env: Mapping[str, str], folder: Path, found: Manifest, say: Callable[[s
             if rows != found.tables.get(table):
                 part.unlink()
                 raise StackError(
-                    f"{name} has {rows} rows in {table} instead of {found.tables.get(table)}; nothing was changed"
+                    f"{name} has {rows} rows in {table} instead of {found.tables.get(table)}; nothing "
+                    f"was changed"
                 )
         ready.append((part, target))
     for part, target in ready:
