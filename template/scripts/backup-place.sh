@@ -38,7 +38,7 @@ stackops() {
   [ -n "$(compose ps --status running --quiet mlflow)" ] || [ -n "${NO_DEPS:-}" ] || alone=
   # shellcheck disable=SC2086 # nothing is one word less
   compose run --rm -T $alone ${mount:+--volume "$mount"} ${key:+--volume "$key"} ${identity:+--volume "$identity"} \
-    --env BACKUP_ENDPOINT="${ENDPOINT:-$(setting BACKUP_ENDPOINT)}" --env BACKUP_REGION="${REGION:-$(setting BACKUP_REGION)}" \
+    --env OTHER_ENDPOINT="${ENDPOINT:-$(setting BACKUP_ENDPOINT)}" --env OTHER_REGION="${REGION:-$(setting BACKUP_REGION)}" \
     backup "$word" --place "$inside" --called "$where" "$@" </dev/null
 }
 

@@ -51,26 +51,22 @@ def place_arguments(parser: argparse.ArgumentParser) -> None:
         "--place",
         default="/backups",
         metavar="URI",
-        help="a folder, s3://…, wasbs://… or gs://… (default: /backups)",
+        help="a folder, or the URI of one in a store (default: /backups)",
     )
     parser.add_argument(
         "--called", default="", metavar="NAME", help="how messages name it (default: as it is)"
     )
 
 
-def other_environment(env: Mapping[str, str]) -> dict[str, str]:
-    """Return what the client of a place elsewhere goes by; nothing of the stack's own store."""
-    return {
-        "MLFLOW_S3_ENDPOINT_URL": env.get("BACKUP_ENDPOINT", ""),
-        "AWS_DEFAULT_REGION": env.get("BACKUP_REGION", ""),
-    }
-
-
 def opened(args: argparse.Namespace) -> Place:
     """Return the place that the options name. Raises StackError."""
     called = args.called or args.place
     try:
-        return Place(args.place, called, OTHER_SECRETS, other_environment(os.environ))
+        from artifacts_move.__main__ import other_environment
+
+        return Place(args.place, called, OTHER_SECRETS, other_environment(dict(os.environ)))
+    except ImportError:
+        raise StackError("this runs in the image that make backup, restore and backups build") from None
     except StackError:
         raise
     except Exception as error:
