@@ -1,14 +1,12 @@
-"""Loads a backup into this stack: its own, or a new stack's, with another artifact store or, from SQLite,
-in PostgreSQL.
+"""Loads a backup into this stack: its own, or a new stack's, with another artifact store or another database.
 
 First everything is checked, and nothing is touched: the manifest, the checksum of every file and of every
-artifact, that
-this MLflow knows the schema, and that nothing would be lost. Then artifacts are copied, and last the
-database is replaced,
-wholly or not at all. Artifacts that the store has besides stay: `make gc` finds them.
+artifact, that this MLflow knows the schema, and that nothing would be lost. Then artifacts are copied, and last the
+database is replaced, wholly or not at all. Artifacts that the store has besides stay.
 """
 
 import argparse
+import importlib.util
 import logging
 import os
 import sys
@@ -41,7 +39,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--mark", default="", metavar="HOW", help="write down that the backup was proved to be good"
     )
     parser.add_argument(
-        "--fix", default="", metavar="NAME[,NAME…]", help="repairs on the way from SQLite to PostgreSQL"
+        "--fix", default="", metavar="NAME[,NAME…]", help="repairs on the way to another kind of database"
     )
 
 
@@ -134,11 +132,10 @@ def check(env: Mapping[str, str], whole: Backup, replacing: bool) -> None:
 
 def fits(env: Mapping[str, str], found: Manifest) -> None:
     """Raise StackError unless this stack can take the backup."""
-    if found.backend == "postgres" and env["STACK_BACKEND"] == "sqlite":
+    if found.backend != env["STACK_BACKEND"] and not importlib.util.find_spec("stackops.saving.across"):
         raise StackError(
-            f"the backup {found.name} is of a PostgreSQL database, and SQLite cannot take it; restore "
-            f"it into a stack "
-            "with backend postgres or managed"
+            f"the backup {found.name} is of another kind of database ({found.backend}), which this stack's "
+            "cannot take; restore it into a stack whose answer for backend is of that kind"
         )
     folders = {"tracking": ("store", "db_migrations"), "users": ("server", "auth", "db", "migrations")}
     from alembic.script import ScriptDirectory
@@ -192,31 +189,11 @@ def load(env: Mapping[str, str], whole: Backup, fix: str) -> None:
         if found.backend == env["STACK_BACKEND"]:
             backup.database(env).load(env, folder, plain, say)
         else:
-            migrate(env, folder, plain, fix)
+            from stackops.saving import across
+
+            across.load(env, folder, plain, fix, say)
     say(f"database: {found.rows:,} rows in {len(found.tables)} tables, all counted")
     follow(env, found)
-
-
-def migrate(env: Mapping[str, str], folder: Path, found: Manifest, fix: str) -> None:
-    """Move a SQLite backup into PostgreSQL, as `make migrate` does: checked and in one transaction."""
-    from stackops import migrate, prepare
-
-    prepare.prepare(dict(env), 45, say)
-    for file in found.files:
-        if file == "auth.db" and not settings.accounts(env):
-            say("MLflow's users stay behind: this stack does not use them")
-            continue
-        parser = argparse.ArgumentParser()
-        migrate.arguments(parser)
-        words = [
-            str((folder / file).resolve()),
-            "--called",
-            f"{found.name}/{file}",
-            "--replace",
-            "--fix",
-            fix,
-        ]
-        migrate.run(parser.parse_args([*words, "--backups", str(folder / "before")]))
 
 
 def follow(env: Mapping[str, str], found: Manifest) -> None:

@@ -6,7 +6,7 @@ content; so what did not change is not copied again. Reading and writing the pla
 left to
 `artifacts_move`, so all of this runs in the image of `make artifacts-move`.
 
-`postgres` and `sqlite` are the databases; the one that STACK_BACKEND names is used. Both offer:
+The database is the module that STACK_BACKEND names. Every one offers:
 
 `snapshot(env, folder)`
     Writes the database as it is now into files in `folder` and returns a `manifest.Snapshot`. Raises
