@@ -1,8 +1,8 @@
 """Loads a backup into this stack: its own, or a new stack's, with another artifact store or another database.
 
 First everything is checked, and nothing is touched: the manifest, the checksum of every file and of every
-artifact, that this MLflow knows the schema, and that nothing would be lost. Then artifacts are copied, and last the
-database is replaced, wholly or not at all. Artifacts that the store has besides stay.
+artifact, that this MLflow knows the schema, that nothing would be lost. Then artifacts are copied, and the
+database is replaced last, wholly or not at all. Artifacts that the store has besides stay.
 """
 
 import argparse
