@@ -6,7 +6,7 @@
 #   REPLACE=1                     replace what the stack holds, after a backup of it; BACKUP=no goes without, for a database
 #                                 that is damaged
 #   AGE_IDENTITY=FILE             the private key of age, for an encrypted backup
-#   FIX=NAME,…                    repairs on the way from SQLite to PostgreSQL, as make migrate has them
+#   FIX=NAME,…                    repairs on the way to another kind of database
 #   ENDPOINT=URL, REGION=NAME     as for make backup
 set -eu
 cd "$(dirname "$0")/.."

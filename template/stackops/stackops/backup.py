@@ -27,7 +27,7 @@ from stackops.saving.manifest import Manifest
 from stackops.saving.place import Place, digest, pool_name
 from stackops.saving.sealing import Seal
 
-HELP = "make a backup of database and artifacts"
+HELP = "back up database and artifacts"
 OTHER_SECRETS = "/run/other"
 KEEP = 14
 KEYS = "secrets/crypto_kek_passphrase and secrets/webhook_encryption_key"

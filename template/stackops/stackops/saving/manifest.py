@@ -30,7 +30,7 @@ class File:
 class Snapshot:
     """A database in files: what they are called, the schema of each part (tracking, users) as Alembic names
     it, and
-    the number of rows by table. PostgreSQL's tables have a schema as well."""
+    the number of rows by table. Some databases have a schema for the tables as well."""
 
     files: list[str]
     revisions: dict[str, str]

@@ -28,14 +28,14 @@ QUIET = ("SET LOCAL statement_timeout = 0", "SET LOCAL idle_in_transaction_sessi
 # Everything of the schema that a dump brings back; what depends on a table goes with it.
 CLEAR = """
 SELECT format('DROP %s IF EXISTS %s CASCADE', kind, name) FROM (
-  SELECT CASE relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' WHEN 'S' THEN 'SEQUENCE' ELSE
-  'TABLE' END,
-    c.oid::regclass::text, CASE relkind WHEN 'S' THEN 2 WHEN 'r' THEN 1 WHEN 'p' THEN 1 ELSE 0 END
-  FROM pg_class c WHERE relkind IN ('r', 'p', 'v', 'm', 'S') AND relnamespace =
-  to_regnamespace(current_schema())
-  UNION ALL
-  SELECT 'TYPE', t.oid::regtype::text, 3
-  FROM pg_type t WHERE typtype = 'e' AND typnamespace = to_regnamespace(current_schema())
+    SELECT CASE relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' WHEN 'S' THEN 'SEQUENCE'
+        ELSE 'TABLE' END, c.oid::regclass::text,
+        CASE WHEN relkind IN ('v', 'm') THEN 0 WHEN relkind = 'S' THEN 2 ELSE 1 END
+    FROM pg_class c
+    WHERE relkind IN ('r', 'p', 'v', 'm', 'S') AND relnamespace = to_regnamespace(current_schema())
+    UNION ALL
+    SELECT 'TYPE', t.oid::regtype::text, 3
+    FROM pg_type t WHERE typtype = 'e' AND typnamespace = to_regnamespace(current_schema())
 ) AS found (kind, name, number) ORDER BY number, name
 """
 
