@@ -3,22 +3,26 @@
 `look` says what an upgrade would do and refuses what cannot work. `remember FILE` writes down the shape of
 the databases and how many rows each table has; `touched FILE` says whether the version from before could
 still work with them, and `verify FILE` fails unless they are equal again. `save FOLDER` and
-`put-back FOLDER` copy a database that is a file.
+`put-back FOLDER` are the copy in between, made as `make backup` makes it.
 """
 
 import argparse
+import importlib
 import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 from stackops import schema, settings
-from stackops.errors import StackError
+from stackops.errors import StackError, one_line
+from stackops.saving.manifest import Snapshot
 
 HELP = "look at the databases before and after an upgrade (make upgrade)"
 PATIENCE = 60
+SNAPSHOT = "snapshot.json"
 SPARE = 64 << 20
 """Bytes of disk that have to be left besides a backup, which is smaller than its database."""
 
@@ -97,6 +101,19 @@ def differences(before: Memory, now: Memory) -> list[str]:
     return found
 
 
+def saving(env: Mapping[str, str]) -> ModuleType:
+    """Return what copies this stack's database."""
+    return importlib.import_module(f"stackops.saving.{env['STACK_BACKEND']}")
+
+
+def saved(path: Path) -> Snapshot:
+    """Return what `save` has written about its copy. Raises StackError if it is not there."""
+    try:
+        return Snapshot(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        raise StackError(f"{path} does not describe a copy of the database") from None
+
+
 def states(env: Mapping[str, str]) -> dict[str, schema.State]:
     """Return the state of each kind of tables that this stack has."""
     backend, accounts = settings.backend(env), settings.accounts(env)
@@ -155,12 +172,17 @@ def run(args: argparse.Namespace) -> None:
     backend = settings.backend(env)
     path = Path(args.path or ".")
     if args.action == "put-back":
-        return backend.put_back(env, path)
+        return saving(env).load(env, path, saved(path / SNAPSHOT), print)
     backend.wait(env, PATIENCE)
     if args.action == "look":
         print("\n".join(look(env, args.path, args.running)))
     elif args.action == "save":
-        backend.save(env, path)
+        path.mkdir(exist_ok=True)
+        try:
+            made = saving(env).snapshot(env, path)
+        except OSError as error:
+            raise StackError(f"the database cannot be saved: {one_line(error.strerror)}") from None
+        settings.write_private({str(path / SNAPSHOT): json.dumps(asdict(made))})
     elif args.action == "remember":
         settings.write_private({str(path): remember(env).text()})
     else:

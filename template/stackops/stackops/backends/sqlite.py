@@ -2,7 +2,6 @@
 
 import fcntl
 import hashlib
-import shutil
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -87,36 +86,6 @@ def mark(env: Mapping[str, str]) -> str:
         with open(path, "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
-
-
-def save(env: Mapping[str, str], folder: Path) -> None:
-    """Copy the files into `folder`, each whole or not at all. Raises StackError."""
-    for path in databases(env):
-        part = folder / f".{path.name}.part"
-        part.unlink(missing_ok=True)
-        try:
-            with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(part)) as target:
-                source.backup(target)
-                (verdict,) = target.execute("PRAGMA quick_check(1)").fetchone()
-        except sqlite3.Error as error:
-            raise StackError(f"{path.name} cannot be copied: {one_line(error)}") from None
-        if verdict != "ok":
-            raise StackError(f"the copy of {path.name} is damaged: {one_line(verdict)}")
-        part.replace(folder / path.name)
-
-
-def put_back(env: Mapping[str, str], folder: Path) -> None:
-    """Let the files that `save` has copied take the place of those that are there. Raises StackError."""
-    for saved in sorted(folder.glob("*.db")):
-        path = data_dir(env) / saved.name
-        part = path.with_name(f".{path.name}.part")
-        try:
-            shutil.copyfile(saved, part)
-            for suffix in ("-wal", "-shm"):
-                path.with_name(path.name + suffix).unlink(missing_ok=True)
-            part.replace(path)
-        except OSError as error:
-            raise StackError(f"{saved.name} cannot be put back: {one_line(error)}") from None
 
 
 @contextmanager
