@@ -82,8 +82,7 @@ class Remover:
 
     def finish(self) -> None:
         """Remove the files of the rows in the pending batch that are gone."""
-        if not (folders := self.pending.read()):
-            return
+        folders = self.pending.read()
         with self.engine.connect() as connection:
             alive = rows.existing(connection, folders)
         for id, folder in folders.items():

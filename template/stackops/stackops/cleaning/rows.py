@@ -201,8 +201,8 @@ def look_experiments(connection: "Connection", cuts: Cuts, ids: Iterable[int]) -
 def delete(connection: "Connection", table: str, ids: list, cuts: Cuts, whole: Iterable[int] = ()) -> list:
     """Remove the rows of `ids` that may still go, with what hangs on them, and return their ids.
 
-    Since the look somebody may have restored one, or registered a model of it: the first statement locks those
-    that may still go. `whole` are experiments that go as a whole: their models go although nobody deleted them.
+    Since the look somebody may have restored or registered one: the first statement locks what may still go.
+    `whole` are experiments that go as a whole: their models go although nobody deleted them.
     """
     import sqlalchemy as sa
 
