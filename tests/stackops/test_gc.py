@@ -13,6 +13,7 @@ from stackops.cleaning import places, rows
 from stackops.cleaning.removal import Pending
 from stackops.cleaning.rows import Cuts, Facts, settle
 from stackops.errors import StackError
+from stackops.saving import lock
 from stackops.stores import local
 
 NOW = time.time()
@@ -399,11 +400,16 @@ def test_one_that_is_restored_meanwhile_stays(world, monkeypatch):
     assert done.rows["runs"] == 1 and owned(world.files(), [runs[0].run_id]) == world.files()
 
 
-def test_one_at_a_time(tmp_path):
-    with gc.alone(tmp_path), pytest.raises(StackError, match="another make gc"), gc.alone(tmp_path):
-        pass
-    with gc.alone(tmp_path):
-        pass
+def test_not_beside_a_backup(world, tmp_path, monkeypatch):
+    """A backup lists the rows first and the files after them."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(gc.settings, "adopt", lambda: world.env)
+    options = {"older_than": "30d", "traces_older_than": "", "orphans": False}
+    with lock.alone("make backup"):
+        with pytest.raises(StackError, match="make backup is at work"):
+            gc.run(SimpleNamespace(apply=True, **options))
+        gc.run(SimpleNamespace(apply=False, **options))
+    gc.run(SimpleNamespace(apply=True, **options))
 
 
 def test_unusual_places_name_what_they_mean(world):

@@ -6,15 +6,14 @@ model version, a live run or a trace still names. Safe to interrupt, and to run 
 """
 
 import argparse
-import fcntl
 import logging
 import re
 import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from stackops import settings
 from stackops.cleaning import places, rows
 from stackops.cleaning.removal import EXPERIMENT, MODEL, RUN, TRACE, Done, Pending, Remover, verdicts
 from stackops.errors import StackError
+from stackops.saving import lock
 
 HELP = "remove for good what was deleted, with its files (a dry run unless --apply)"
 UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -74,26 +74,16 @@ def order(args: argparse.Namespace, now: float) -> Order:
     )
 
 
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Let one clean-up run at a time. Raises StackError if another one does."""
-    with open(folder / "stackops-gc.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StackError("another make gc is at work: wait until it has ended") from None
-        yield
-
-
 def run(args: argparse.Namespace) -> None:
     """Look, tell, and with --apply remove. Raises StackError."""
     wanted = order(args, time.time())
     env = settings.adopt()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    folder = Path(tempfile.gettempdir())
-    with alone(folder):
-        clean(env, wanted, args.apply, Pending(folder / PENDING), lambda text: print(text, flush=True))
+    pending = Pending(Path(tempfile.gettempdir(), PENDING))
+    # A look disturbs nobody, but a backup that is being made must find what the database names.
+    with lock.alone("make gc") if args.apply else nullcontext():
+        clean(env, wanted, args.apply, pending, lambda text: print(text, flush=True))
 
 
 def clean(
