@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from stackops import gc
+from stackops.backends import sqlite
 from stackops.cleaning import places, rows
 from stackops.cleaning.removal import Pending
 from stackops.cleaning.rows import Cuts, Facts, settle
@@ -443,7 +444,7 @@ def test_many(world, monkeypatch):
 def test_cuts_are_inclusive(world):
     live = world.experiment("live")
     run = world.run(live, OLD)
-    engine = rows.open_database(f"sqlite:///{world.data}/mlflow.db")
+    engine = sqlite.engine(world.env)
     with engine.connect() as connection:
-        assert run.run_id in rows.look(connection, Cuts(OLD)).runs
-        assert run.run_id not in rows.look(connection, Cuts(OLD - 1)).runs
+        assert run.run_id in rows.look(connection, Cuts(OLD), True).runs
+        assert run.run_id not in rows.look(connection, Cuts(OLD - 1), True).runs

@@ -90,8 +90,8 @@ def clean(
     env: Mapping[str, str], wanted: Order, apply: bool, pending: Pending, say: Callable[[str], None]
 ) -> Done:
     """Do the work, and return what was removed."""
-    engine = rows.open_database(settings.backend(env).uri(env))
-    store, root = settings.store(env), settings.artifact_uri(env)
+    backend = settings.backend(env)
+    engine, store, root = backend.engine(env), settings.store(env), settings.artifact_uri(env)
     remover = Remover(engine, store, env, root, pending)
     if pending.read():
         if apply:
@@ -100,7 +100,7 @@ def clean(
         else:
             say("a clean-up was interrupted: the next one with APPLY=1 finishes it")
     with engine.connect() as connection:
-        facts = rows.look(connection, wanted.cuts)
+        facts = rows.look(connection, wanted.cuts, backend.REUSES_NUMBERS)
         going = rows.settle(facts)
         number = rows.traces(connection, None, wanted.cuts.traces)[0] if wanted.traces_older_than else 0
         number += sum(rows.traces(connection, one, None)[0] for one in sorted(going.experiments))

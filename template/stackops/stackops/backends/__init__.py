@@ -14,6 +14,10 @@ Every module offers the same functions:
     Returns when the database lets us in and may be used; raises StackError otherwise.
 `vital_signs(env)`
     What `stackops doctor` wants to know of the database.
+`engine(env)`
+    A SQLAlchemy engine that keeps foreign keys and holds no connection that it does not use.
+`REUSES_NUMBERS`
+    Whether the number of the newest experiment is given again once its row is removed.
 `exclusive(env)`
     Context manager: only one process at a time changes the schema.
 """

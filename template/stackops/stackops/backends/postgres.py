@@ -17,6 +17,7 @@ from stackops.settings import Secrets, need, runtime_dir
 PASSFILE = "pgpass"
 LOCK = 0x6D6C666C6F77  # "mlflow": the advisory lock of schema changes
 LOCK_MINUTES = 15
+REUSES_NUMBERS = False
 
 HOPELESS = (
     ("password authentication failed", "check the user and the secret db_password"),
@@ -193,6 +194,14 @@ def vital_signs(env: Mapping[str, str]) -> dict[str, float]:
         now, used, limit = cursor.fetchone()
         skew = now - time.time()
     return {"skew": skew, "connections": used, "max_connections": limit, "planned": max_connections(env)}
+
+
+def engine(env: Mapping[str, str]):
+    """Return a SQLAlchemy engine."""
+    import sqlalchemy
+    from sqlalchemy.pool import NullPool
+
+    return sqlalchemy.create_engine(uri(env), poolclass=NullPool)
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from pathlib import Path
 from stackops.errors import StackError, one_line
 from stackops.settings import Secrets, data_dir
 
+REUSES_NUMBERS = True
+
 
 def database(env: Mapping[str, str]) -> Path:
     """Return the database file."""
@@ -64,6 +66,16 @@ def wait(env: Mapping[str, str], seconds: float) -> None:
 def vital_signs(env: Mapping[str, str]) -> dict[str, float]:
     """Return the size of the file in bytes."""
     return {"file": database(env).stat().st_size}
+
+
+def engine(env: Mapping[str, str]):
+    """Return a SQLAlchemy engine. SQLite keeps foreign keys only when each connection asks for it."""
+    import sqlalchemy
+    from sqlalchemy.pool import NullPool
+
+    made = sqlalchemy.create_engine(uri(env), poolclass=NullPool, connect_args={"timeout": 60})
+    sqlalchemy.event.listen(made, "connect", lambda one, _: one.execute("PRAGMA foreign_keys=ON"))
+    return made
 
 
 @contextmanager

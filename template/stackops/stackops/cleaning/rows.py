@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from stackops.cleaning import places
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Engine, Table
+    from sqlalchemy import Connection, Table
 
 GONE_VERSION = "Deleted_Internal"  # MLflow keeps the row of a deleted model version, and blanks what it names
 SOME = 400  # ids in one statement
@@ -101,18 +101,6 @@ def metadata():
     return Base.metadata
 
 
-def open_database(uri: str) -> "Engine":
-    """Return an engine. SQLite keeps foreign keys only when it is told to."""
-    import sqlalchemy as sa
-    from sqlalchemy.pool import NullPool
-
-    options = {"connect_args": {"timeout": 60}} if uri.startswith("sqlite:") else {}
-    engine = sa.create_engine(uri, poolclass=NullPool, **options)
-    if engine.dialect.name == "sqlite":
-        sa.event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA foreign_keys=ON"))
-    return engine
-
-
 def _old(table: "Table", cuts: Cuts):
     """Return the condition for a deleted row that may go. Without a noted time it is old."""
     import sqlalchemy as sa
@@ -127,7 +115,7 @@ def _old(table: "Table", cuts: Cuts):
     )
 
 
-def look(connection: "Connection", cuts: Cuts) -> Facts:
+def look(connection: "Connection", cuts: Cuts, reuses_numbers: bool) -> Facts:
     """Return the facts. Reads only; takes about 300 bytes of memory for each deleted run."""
     import sqlalchemy as sa
 
@@ -141,7 +129,7 @@ def look(connection: "Connection", cuts: Cuts) -> Facts:
         row[0] for row in rows(sa.select(experiments.c.experiment_id).where(_old(experiments, cuts)))
     }
     facts.reserved = {0}  # the one that clients use who name none
-    if connection.dialect.name == "sqlite":
+    if reuses_numbers:
         facts.reserved.add(connection.scalar(sa.select(sa.func.max(experiments.c.experiment_id))))
     for some in in_parts(facts.experiments):
         query = (
