@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import quote
 
 import pytest
 from _pytest.mark.structures import ParameterSet
@@ -899,3 +900,21 @@ def test_a_prompt_is_no_way_to_files(target: Target, source: str) -> None:
         query = f"name={name.replace(' ', '%20')}&version=1&path={path}"
         answer = target.mlflow("GET", f"/model-versions/get-artifact?{query}", target.admin)
         assert answer.status >= 400 and "root:" not in answer.text and "PATH=" not in answer.text, answer.text[:200]
+
+
+@pytest.mark.parametrize(
+    "kind", ["mlflow-artifacts:/{root}", "relay:/{root}", "{store}/{root}", "relay:{store}/{root}"]
+)
+def test_a_model_is_no_way_to_others_artifacts(target: Target, kind: str) -> None:
+    """A model version of a user's own that claims to lie where somebody else's run keeps its artifacts."""
+    if target.answer("auth") != "mlflow":
+        return  # everybody who gets in may read everything
+    root = target.prey["artifact_path"].rsplit("/", 1)[0]
+    store = target.inside("import os; print(os.environ['ARTIFACT_URI'])").strip()
+    source, name = kind.format(root=root, store=store), f"taken {kind}"
+    target.mlflow("POST", "/api/2.0/mlflow/registered-models/create", STRANGER, body={"name": name})
+    body = {"name": name, "source": source}
+    answer = target.mlflow("POST", "/api/2.0/mlflow/model-versions/create", STRANGER, body=body)
+    assert answer.status == 400 and "Invalid model version source" in answer.text, answer.text[:300]
+    query = f"name={quote(name)}&version=1&path=secret.txt"
+    assert target.mlflow("GET", f"/model-versions/get-artifact?{query}", STRANGER).status >= 400

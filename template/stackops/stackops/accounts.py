@@ -5,6 +5,7 @@ import secrets as tokens
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from stackops import schema, settings
 from stackops.errors import StackError, one_line
@@ -53,6 +54,24 @@ def environment(env: Mapping[str, str], secrets: settings.Secrets) -> dict[str, 
         # With which MLflow's own jobs call its gateway; `mlflow server` makes it for its app basic-auth only.
         "_MLFLOW_INTERNAL_GATEWAY_AUTH_TOKEN": tokens.token_hex(32),
     }
+
+
+def close_store(env: Mapping[str, str]) -> None:
+    """Have a model version's source in this stack's store lie within a run or model that its maker may read.
+
+    MLflow asks that of `mlflow-artifacts:` only (mlflow/server/handlers.py). The store's own address, and `relay:`, by
+    which the server reaches it, would open every file in it to a user who makes a model whose source is there.
+    """
+    from mlflow.server import handlers
+
+    theirs, bucket = handlers._is_mlflow_artifact_source, urlsplit(env.get("ARTIFACT_URI", "")).netloc.lower()
+
+    def asks_for_owner(source: str) -> bool:
+        place = urlsplit(source)
+        inside = bool(bucket) and place.netloc.lower() == bucket
+        return place.scheme.lower() == "relay" or inside or theirs(source)
+
+    handlers._is_mlflow_artifact_source = asks_for_owner
 
 
 def tables(env: Mapping[str, str]) -> schema.State:

@@ -49,8 +49,10 @@ async def download_artifact(artifact_path: str) -> Response:
 def create_app() -> FastAPI:
     """Return the application, with logins and permissions where the stack has them."""
     known = None
-    if settings.accounts(os.environ):
+    if accounts := settings.accounts(os.environ):
         from mlflow.server import auth
+
+        accounts.close_store(os.environ)
 
         app, known = auth.create_app(), auth._authenticate_fastapi_request
         if function := os.environ.get("STACK_AUTHORIZATION"):
