@@ -911,8 +911,9 @@ def test_a_model_is_no_way_to_others_artifacts(target: Target, kind: str) -> Non
         return  # everybody who gets in may read everything
     root = target.prey["artifact_path"].rsplit("/", 1)[0]
     store = target.inside("import os; print(os.environ['ARTIFACT_URI'])").strip()
-    source, name = kind.format(root=root, store=store), f"taken {kind}"
-    target.mlflow("POST", "/api/2.0/mlflow/registered-models/create", STRANGER, body={"name": name})
+    source, name = kind.format(root=root, store=store), re.sub(r"\W", "-", f"taken-{kind}")
+    made = target.mlflow("POST", "/api/2.0/mlflow/registered-models/create", STRANGER, body={"name": name})
+    assert made.status == 200, made.text[:300]
     body = {"name": name, "source": source}
     answer = target.mlflow("POST", "/api/2.0/mlflow/model-versions/create", STRANGER, body=body)
     assert answer.status == 400 and "Invalid model version source" in answer.text, answer.text[:300]
