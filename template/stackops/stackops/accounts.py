@@ -60,7 +60,7 @@ def close_store(env: Mapping[str, str]) -> None:
     """Have a model version's source in this stack's store lie within a run or model that its maker may read.
 
     MLflow asks that of `mlflow-artifacts:` only (mlflow/server/handlers.py). The store's own address, and
-    `relay:`, by which the server reaches it, would open every file in it to whoever makes a model version there.
+    `relay:`, by which the server reaches it, would open all of it to whoever makes a model version there.
     """
     from mlflow.server import handlers
 
