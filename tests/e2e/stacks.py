@@ -240,6 +240,13 @@ class Stack:
         self.seconds_to_ready = time.monotonic() - start
 
 
+def swept(project: str) -> None:
+    """Remove what a killed run left of the project: an old database would refuse this run's new password."""
+    for thing in leftovers(project, "container") + leftovers(project, "network", "volume"):
+        kind, name = thing.split(" ", 1)
+        run("docker", kind, "rm", "--force", *(["--volumes"] if kind == "container" else []), name)
+
+
 def image_tag(folder: Path) -> str:
     """Return a name for the server's image that changes with what is built into it: equal stacks share an image."""
     digest = hashlib.sha256()
@@ -256,6 +263,8 @@ def rendered(folder: Path, name: str, answers: Mapping[str, Any], settings: Mapp
     else:
         data.pop("https_port", None)
     stack = Stack(folder / f"{PREFIX}-{name}")
+    if shutil.which("docker"):
+        swept(stack.name)
     copier.run_copy(str(ROOT), stack.folder, data=data, defaults=True, quiet=True, vcs_ref="HEAD")
     own = {"STORE_PORT": str(free_port()), "MLFLOW_IMAGE": image_tag(stack.folder)}
     if os.getuid() == 0:
