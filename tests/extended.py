@@ -42,6 +42,13 @@ WATCHED: dict[str, tuple[str, ...]] = {
         "template/stackops/stackops/artifact_uris.py",
         "extensions/compose/artifacts-move.yaml.jinja",
     ),
+    "tests/e2e/test_running_stack.py": (
+        "template/scripts/up.sh.jinja",
+        "template/scripts/update.sh",
+        "template/nginx/*",
+        "extensions/compose/*",
+        "tests/updates.py",
+    ),
     "tests/e2e/test_access_switch.py": (
         "template/stackops/stackops/artifact_uris.py",
         "template/stackops/stackops/prepare.py",

@@ -161,6 +161,18 @@ def test_what_is_set_stays(stack: Callable[..., Path]) -> None:
     assert "db_password" not in done.stdout
 
 
+def test_a_setting_that_nothing_reads_any_more_is_told(stack: Callable[..., Path]) -> None:
+    folder = stack(backend="postgres", artifact_store="seaweedfs", auth="mlflow")
+    assert "note:" not in init(folder).stdout
+    with open(folder / ".env", "a", encoding="utf-8") as file:
+        file.write("OLD=1\nMINE=2\nCOMPOSE_PROFILES=x\nPOSTGRES_MEMORY=3g\n")
+    (folder / "compose.override.yaml").write_text("services: {mlflow: {environment: {MINE: }}}\n")
+    settings = (folder / ".env").read_text()
+    told = [line for line in init(folder).stdout.splitlines() if "note:" in line]
+    assert told == ["init: note: OLD in .env is used by nothing here: take it out, if it is not yours"]
+    assert (folder / ".env").read_text() == settings
+
+
 def certificate(folder: Path, name: str, *questions: str) -> str:
     """Ask OpenSSL about a certificate of secrets/."""
     command = ["openssl", "x509", "-in", folder / "secrets" / name, "-noout", *questions]

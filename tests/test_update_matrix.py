@@ -4,21 +4,16 @@
 A line of the summary for each says how it went.
 """
 
-import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from combinations import ROOT
 from extended import releases
-from rendering import TEMPLATE_PARTS, copy_template, render
+from rendering import render
 from summary import say
 from test_golden import SCENARIOS
-from updates import commit, conflicts, edit, git, stack_from, texts, update
-
-HERE = "v99.0.0"
+from updates import HERE, commit, conflicts, edit, stack_from, texts, update, with_releases
 
 OVERRIDE = """\
 services:
@@ -88,22 +83,8 @@ def give(stack: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The template's repository with a tag for each release, and one for what is here, committed or not.
-
-    Tags do not travel with every clone, so they are set by the releases' commits.
-    """
-    template = tmp_path_factory.mktemp("source") / "template"
-    subprocess.run(["git", "clone", "--quiet", "--no-tags", str(ROOT), str(template)], check=True)
-    for version, sha in releases().items():
-        git(template, "tag", "--annotate", version, sha, "--message", version)
-    for path in template.iterdir():
-        if path.name in TEMPLATE_PARTS:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    copy_template(template)
-    git(template, "add", "--all")
-    git(template, "commit", "--quiet", "--allow-empty", "--message", "Here")
-    git(template, "tag", "--annotate", HERE, "--message", HERE)
-    return template
+    """The template's repository with its releases, and what is here as the newest."""
+    return with_releases(tmp_path_factory.mktemp("source") / "template")
 
 
 def pairs() -> list[object]:

@@ -1,14 +1,18 @@
 """Stacks in repositories of their own, and `copier update` as `make update` runs it."""
 
 import re
+import shutil
 import subprocess
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import copier
-from combinations import Answers
-from rendering import read_tree, render
+from combinations import ROOT, Answers
+from extended import releases
+from rendering import TEMPLATE_PARTS, copy_template, read_tree, render
+
+HERE = "v99.0.0"  # what is here, committed or not
 
 # The files that belong to the owner: the template writes none of them, or only once.
 OWNED = {
@@ -40,6 +44,24 @@ def edit(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert old in text, f"{path.name} holds no {old!r}: the edit needs another place"
     path.write_text(text.replace(old, new, 1))
+
+
+def with_releases(template: Path) -> Path:
+    """Make a clone of this repository with a tag for each release, and one for what is here.
+
+    Tags do not travel with every clone, so they are set by the releases' commits.
+    """
+    subprocess.run(["git", "clone", "--quiet", "--no-tags", str(ROOT), str(template)], check=True)
+    for version, sha in releases().items():
+        git(template, "tag", "--annotate", version, sha, "--message", version)
+    for path in template.iterdir():
+        if path.name in TEMPLATE_PARTS:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    copy_template(template)
+    git(template, "add", "--all")
+    git(template, "commit", "--quiet", "--allow-empty", "--message", "Here")
+    git(template, "tag", "--annotate", HERE, "--message", HERE)
+    return template
 
 
 def stack_from(template: Path, folder: Path, answers: Answers, version: str) -> Path:

@@ -255,8 +255,18 @@ def image_tag(folder: Path) -> str:
     return f"{PREFIX}-image:{digest.hexdigest()[:16]}"
 
 
-def rendered(folder: Path, name: str, answers: Mapping[str, Any], settings: Mapping[str, str] | None = None) -> Stack:
-    """Render a stack of the working tree's template into `folder`/`name` and give it free ports; starts nothing."""
+def rendered(
+    folder: Path,
+    name: str,
+    answers: Mapping[str, Any],
+    settings: Mapping[str, str] | None = None,
+    template: Path = ROOT,
+    version: str = "HEAD",
+) -> Stack:
+    """Render a stack of the working tree's template, or of another version, into `folder`/`name`; starts nothing.
+
+    It has free ports.
+    """
     data = {"project_name": f"{PREFIX}-{name}", "http_port": free_port(), **answers}
     if data.get("tls", "none") != "none":
         data = {"https_port": free_port(), **data}
@@ -265,7 +275,7 @@ def rendered(folder: Path, name: str, answers: Mapping[str, Any], settings: Mapp
     stack = Stack(folder / f"{PREFIX}-{name}")
     if shutil.which("docker"):
         swept(data["project_name"])
-    copier.run_copy(str(ROOT), stack.folder, data=data, defaults=True, quiet=True, vcs_ref="HEAD")
+    copier.run_copy(str(template), stack.folder, data=data, defaults=True, quiet=True, vcs_ref=version)
     own = {"STORE_PORT": str(free_port()), "MLFLOW_IMAGE": image_tag(stack.folder)}
     if os.getuid() == 0:
         # Debian's own postgres user: a stand-in image may hold a data folder of that user.
