@@ -312,6 +312,17 @@ def test_health_checks_that_fail_at_the_start_are_no_gap(plant):
     assert containers.states(plant.facts()) == []
 
 
+def test_health_checks_from_before_a_restart_are_no_gap(plant):
+    """The engine keeps the last checks over a restart, and writes times of this machine's zone, to the nanosecond."""
+    well, ill = {"ExitCode": 0}, {"ExitCode": 1, "Output": "stopping"}
+    before, after = "2027-01-15T09:00:04.123456789+01:00", "2027-01-15T09:00:06.123456789+01:00"
+    log = [{**well, "Start": before}, {**ill, "Start": before}, {**well, "Start": after}]
+    first(plant, StartedAt="2027-01-15T08:00:05.000000001Z", Health={"Status": "healthy", "Log": log})
+    assert containers.states(plant.facts()) == []
+    log.append({**ill, "Start": after, "Output": "a real gap"})
+    assert ["1 of its last health checks: a real gap" in one.text for one in containers.states(plant.facts())] == [True]
+
+
 def test_a_failed_job_and_a_done_one(plant):
     job = container("migrate", "stack-mlflow:1", Status="exited", Running=False, ExitCode=0)
     job["HostConfig"]["RestartPolicy"]["Name"] = "no"
