@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote, unquote
 
+import outside
 import pytest
 from _pytest.mark.structures import ParameterSet
 from attacks import (
@@ -645,6 +646,47 @@ def test_artifact_locations_stay_in_their_root(target: Target) -> None:
             assert target.mlflow("GET", f"/get-artifact?run_uuid={run_id}&path={name}", target.admin).body == MARKER
         else:
             assert answer.status >= 400 and not stored, f"{location}: {answer.status} {answer.text[:200]} {stored}"
+
+
+FOREIGN = ("ftp", "FTP", "sftp", "http", "https", "hdfs", "viewfs", "mlflow-artifacts", "r2", "b2", "abfss", "dbfs")
+FOREIGN += ("wasbs", "gs", "databricks", "relay:ftp", "relay:http")
+
+
+def test_foreign_schemes_make_the_server_call_nobody(target: Target) -> None:
+    """Whoever names a host as an experiment's place, or a model's, does not make the server fetch from there."""
+    with socket.create_server((outside.gateway(), 0)) as listener:
+        address = f"{outside.gateway()}:{listener.getsockname()[1]}"
+        reach = "import socket, sys; socket.create_connection(sys.argv[1].split(':'), 10).close()"
+        target.inside(reach, address)
+        listener.settimeout(10)
+        listener.accept()[0].close()  # it would be heard
+        listener.settimeout(0)
+        kept = []
+        for scheme in FOREIGN:
+            for at in (address, f"box@{address}"):
+                uri, name = f"{scheme}://{at}/x", re.sub(r"\W", "-", f"foreign-{scheme}-{at}")
+                if run_id := run_of(target, name, uri):
+                    kept.append(scheme)
+                    for path in (
+                        f"/api/2.0/mlflow/artifacts/list?run_id={run_id}",
+                        f"/get-artifact?run_uuid={run_id}&path=x",
+                    ):
+                        answer = target.mlflow("GET", path, target.admin)
+                        assert '"is_dir"' not in answer.text and "Traceback" not in answer.text, f"{uri} {path}"
+                        assert path.startswith("/api") or answer.status >= 400, f"{uri} {path}: {answer.status}"
+                    target.mlflow("POST", f"{UPLOAD}?run_uuid={run_id}&path=x", target.admin, body=MARKER)
+                target.mlflow("POST", "/api/2.0/mlflow/registered-models/create", target.admin, body={"name": name})
+                body = {"name": name, "source": uri}
+                made = target.mlflow("POST", "/api/2.0/mlflow/model-versions/create", target.admin, body=body)
+                if made.status == 200:
+                    kept.append(scheme)
+                    query = f"name={name}&version=1&path=x"
+                    answer = target.mlflow("GET", f"/model-versions/get-artifact?{query}", target.admin)
+                    assert answer.status >= 400 and "Traceback" not in answer.text, f"{uri}: {answer.text[:200]}"
+                with pytest.raises(BlockingIOError):
+                    print(uri, listener.accept()[1])
+        # The others name no host: a bucket, or a service that the server has no key for.
+        assert set(kept) <= {"dbfs", "wasbs", "gs", "databricks", "relay:ftp", "relay:http"}, kept
 
 
 @pytest.mark.parametrize(
