@@ -643,7 +643,6 @@ def test_artifact_locations_stay_in_their_root(target: Target) -> None:
         stored = target.inside(STORED, name).split()
         if answer.status == 200:  # a spelling of the root itself: then it lies where this run keeps its artifacts
             assert len(stored) == 1 and f"/{run_id}/artifacts/" in f"/{stored[0]}", f"{location}: {stored}"
-            assert target.mlflow("GET", f"/get-artifact?run_uuid={run_id}&path={name}", target.admin).body == MARKER
         else:
             assert answer.status >= 400 and not stored, f"{location}: {answer.status} {answer.text[:200]} {stored}"
 

@@ -150,6 +150,13 @@ def encrypted(it: Running) -> None:
     assert it.ask("/health").headers.get("Strict-Transport-Security") == promise
 
 
+def doctor_looks_at_the_certificate(it: Running) -> None:
+    """The one that the proxy really shows, wherever it comes from: nothing is wrong with it, and that is said."""
+    said = run("scripts/doctor.sh", cwd=it.stack.folder, env={"JSON": "1"}).stdout
+    found = [one for one in json.loads(said)["findings"] if one["check"] in ("certificate", "served certificate")]
+    assert ("served certificate", "ok") in [(one["check"], one["level"]) for one in found], found
+
+
 def a_new_certificate_is_taken(it: Running) -> None:
     """A certificate that is near its end is made again, and served, by the next `make up`; the authority stays."""
     held = {name: it.stack.secret(name) for name in ("tls.pem", "tls_ca.pem")}
@@ -495,6 +502,7 @@ def checks(it: Running, scenario: Scenario) -> Iterable[Check]:
         yield compressed
     if it.answer("tls") != "none":
         yield encrypted
+        yield doctor_looks_at_the_certificate
     yield locked_down_containers
     if it.answer("backend") != "sqlite":
         yield plain_database_role

@@ -10,10 +10,11 @@ and shows the sentence.
 
 import errno
 import json
+import logging
 import os
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stackops import settings
 from stackops.errors import one_line
@@ -21,7 +22,10 @@ from stackops.errors import one_line
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
     from werkzeug.exceptions import InternalServerError
+
+log = logging.getLogger("uvicorn.error")
 
 LASTING = 30
 """Seconds of failures after which one no longer passes by itself."""
@@ -74,6 +78,33 @@ async def answer(request: "Request", error: Exception) -> "Response":
         return PlainTextResponse("Internal Server Error", 500)
     status, text = verdict(error, os.environ, TROUBLE, time.monotonic())
     return JSONResponse({"error_code": "TEMPORARILY_UNAVAILABLE", "message": text}, status)
+
+
+class Answered:
+    """ASGI middleware around the whole application: an exception after the last byte of an answer ends here.
+
+    Starlette answers 500 and raises the exception again; uvicorn then closes the connection, although the
+    answer does not say so. A proxy may just have sent somebody else's request there, who would get 502.
+    """
+
+    def __init__(self, app: "ASGIApp") -> None:
+        self.app = app
+
+    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> Any:
+        """Pass the request on."""
+        complete = False
+
+        async def watch(message: "Message") -> None:
+            nonlocal complete
+            await send(message)
+            complete = message["type"] == "http.response.body" and not message.get("more_body", False)
+
+        try:
+            await self.app(scope, receive, watch)
+        except Exception:
+            if not complete:
+                raise
+            log.exception("Exception in ASGI application")
 
 
 def is_object(body: bytes) -> bool:
