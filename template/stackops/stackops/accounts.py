@@ -61,15 +61,18 @@ def close_store(env: Mapping[str, str]) -> None:
 
     MLflow asks that of `mlflow-artifacts:` only (mlflow/server/handlers.py). The store's own address, and
     `relay:`, by which the server reaches it, would open all of it to whoever makes a model version there.
+    With Azure so would any address: a connection string goes to its own account, whichever the URI names.
     """
     from mlflow.server import handlers
 
-    theirs, bucket = handlers._is_mlflow_artifact_source, urlsplit(env.get("ARTIFACT_URI", "")).netloc.lower()
+    theirs, store = handlers._is_mlflow_artifact_source, urlsplit(env.get("ARTIFACT_URI", ""))
+    closed = {"relay", store.scheme} if store.scheme == "wasbs" else {"relay"}
+    bucket = store.netloc.lower()
 
     def asks_for_owner(source: str) -> bool:
         place = urlsplit(source)
         inside = bool(bucket) and place.netloc.lower() == bucket
-        return place.scheme.lower() == "relay" or inside or theirs(source)
+        return place.scheme.lower() in closed or inside or theirs(source)
 
     handlers._is_mlflow_artifact_source = asks_for_owner
 
