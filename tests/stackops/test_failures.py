@@ -77,6 +77,26 @@ def test_a_body_that_is_no_json_object_is_the_senders_fault(body, status):
     assert app.test_client().post("/api", data=body, content_type="application/json").status_code == status
 
 
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [(b"", 400), (b"{}", 400), (b"null", 400), (b"{", 400), (b'{"query": 1}', 400), (b'{"query": "query {"}', 400)]
+    + [(b'{"query": "query { test(inputString: \\"x\\") { output } }"}', 500)],
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_what_is_no_query_is_the_senders_fault(method, body, status):
+    from flask import Flask
+
+    app = Flask("test")
+    app.register_error_handler(500, failures.blame)
+
+    @app.route("/graphql", methods=["GET", "POST"])
+    def graphql():
+        raise TypeError("MLflow has stumbled")
+
+    answer = app.test_client().open("/graphql", method=method, data=body, content_type="application/json")
+    assert answer.status_code == status
+
+
 @pytest.mark.parametrize("wrapped", [True, False])
 def test_a_connection_outlives_an_exception(wrapped, caplog):
     """Through a real server: whoever comes next on the same connection is answered, and the log has the exception."""

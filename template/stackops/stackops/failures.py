@@ -115,11 +115,28 @@ def is_object(body: bytes) -> bool:
         return False
 
 
+def query_fault(body: bytes) -> str:
+    """Return what is wrong with a body that should hold a GraphQL query, or ""."""
+    from graphql import GraphQLError, parse
+
+    try:
+        parse(json.loads(body)["query"])
+    except GraphQLError as error:
+        return one_line(error)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return "The body of the request must be a JSON object with a query"
+    return ""
+
+
 def blame(error: "InternalServerError") -> "InternalServerError | tuple[dict[str, str], int]":
-    """Answer a request of MLflow's API that raised an exception: 400 if its body is no JSON object."""
+    """Answer a request that raised an exception in MLflow: 400 if its body is no JSON object, or no query."""
     from flask import request
 
     body = request.get_data()
-    if not body or request.form or is_object(body):
-        return error
-    return {"error_code": "BAD_REQUEST", "message": "The body of the request must be a JSON object"}, 400
+    if request.path == "/graphql":
+        fault = query_fault(body)
+    elif not body or request.form or is_object(body):
+        fault = ""
+    else:
+        fault = "The body of the request must be a JSON object"
+    return ({"error_code": "BAD_REQUEST", "message": fault}, 400) if fault else error
