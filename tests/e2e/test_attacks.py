@@ -862,6 +862,11 @@ def test_open_ports(target: Target) -> None:
         data = set(json.loads(neighbour(target, "data", PORTS, "postgres,object-store", KNOWN_PORTS)))
         store = {"seaweedfs": {"object-store:8333", "object-store:18333"}, "minio": {"object-store:9000"}}
         assert data == {"postgres:5432"} | store[target.answer("artifact_store")], data
+        # From where the data is no way leads out: not even to this machine.
+        with socket.create_server((outside.gateway(), 0)) as listener:
+            port = str(listener.getsockname()[1])
+            reached = [neighbour(target, name, PORTS, outside.gateway(), port).strip() for name in ("edge", "data")]
+            assert reached == [f'["{outside.gateway()}:{port}"]', "[]"], reached
 
 
 DEFAULTS = """
