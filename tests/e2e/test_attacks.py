@@ -998,6 +998,38 @@ def test_a_model_is_no_way_to_others_artifacts(target: Target, kind: str) -> Non
         takes_nothing(target, STRANGER, kind)
 
 
+def test_a_trace_is_no_way_to_others_artifacts(target: Target) -> None:
+    """A trace of a user's own that claims to have its data where somebody else's is."""
+    if target.answer("auth") != "mlflow":
+        return
+    root = target.prey["artifact_path"].rsplit("/", 1)[0]
+    place = f"/api/2.0/mlflow-artifacts/artifacts/{root}/traces.json"
+    spans = json.dumps({"spans": [], "note": SECRET}).encode()
+    assert target.mlflow("PUT", place, target.admin, body=spans).status == 200
+
+    def post(method: str, path: str, body: dict) -> Answer:
+        return target.mlflow(method, path, STRANGER, body=body)
+
+    made = post("POST", "/api/2.0/mlflow/experiments/create", {"name": "a stranger's traces"})
+    experiment = json.loads(made.text)["experiment_id"]
+    key = "mlflow.artifactLocation"
+    tags = [{"key": key, "value": f"mlflow-artifacts:/{root}"}]
+    body = {"experiment_id": experiment, "timestamp_ms": 1, "request_metadata": [], "tags": tags}
+    made = post("POST", "/api/2.0/mlflow/traces", body)
+    assert made.status == 200, made.text[:300]
+    trace = json.loads(made.text)["trace_info"]["request_id"]
+    ended = {"timestamp_ms": 2, "status": "OK", "request_metadata": [], "tags": tags}
+    assert post("PATCH", f"/api/2.0/mlflow/traces/{trace}", ended).status == 200
+    for version in ("2.0", "3.0"):
+        answer = post("PATCH", f"/api/{version}/mlflow/traces/{trace}/tags", tags[0])
+        assert answer.status == 400 and "immutable" in answer.text, answer.text[:300]
+    known = target.mlflow("GET", f"/api/2.0/mlflow/traces/{trace}/info", STRANGER).text
+    assert root not in known and key in known, known
+    for path in (f"/ajax-api/{version}/mlflow/get-trace-artifact" for version in ("2.0", "3.0")):
+        answer = target.mlflow("GET", f"{path}?request_id={trace}", STRANGER)
+        assert answer.status in (400, 404) and SECRET not in answer.text, f"{path}: {answer.status} {answer.text[:300]}"
+
+
 @pytest.mark.full
 @pytest.mark.parametrize(("auth", "store"), [("mlflow", "azure"), ("oidc", "s3")])
 def test_nor_in_other_stores(tmp_path: Path, auth: str, store: str) -> None:

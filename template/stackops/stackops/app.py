@@ -53,6 +53,7 @@ def create_app() -> FastAPI:
         from mlflow.server import auth
 
         accounts.close_store(os.environ)
+        accounts.close_traces()
         app, known = auth.create_app(), auth._authenticate_fastapi_request
         if function := os.environ.get("STACK_AUTHORIZATION"):
             known = importlib.import_module(function.split(":")[0]).register(app)
