@@ -92,6 +92,7 @@ WATCHED: dict[str, tuple[str, ...]] = {
         "extensions/compose/oauth2-proxy.yaml.jinja",
         "extensions/compose/nginx.yaml.jinja",
     ),
+    "tests/e2e/test_nginx_fork.py": ("template/nginx/*", "extensions/compose/nginx.yaml.jinja"),
     "tests/e2e/test_big_files.py::test_2_gib": (
         "template/stackops/stackops/app.py",
         "template/stackops/stackops/stores/*",

@@ -103,6 +103,38 @@ def test_a_rotation_that_was_interrupted_is_named(make_tree: Callable[[Answers],
     assert said() == (1, "up: error: the stack did not become ready: see 'make logs'\n")
 
 
+# Another part is not ready because one cannot start; jobs have ended well, and one container was never started.
+FAILS = """\
+#!/bin/sh
+case "$*" in
+  "compose version --short") echo 2.40.3 ;;
+  "compose up "*) exit 1 ;;
+  "compose ps --all "*)
+    echo "demo-migrate-1 migrate exited 0 "
+    echo "demo-check-1 check created 0 "
+    echo "demo-mlflow-1 mlflow running 0 unhealthy"
+    echo "demo-nginx-1 nginx running 0 unhealthy"
+    echo "demo-postgres-1 postgres STATE 1 unhealthy"
+    ;;
+  "logs --tail 5 demo-postgres-1") printf 'starting\\nno room for the database\\n\\n' ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("state", ["exited", "restarting"])
+def test_the_part_that_cannot_start_is_named(make_tree: Callable[[Answers], Tree], tmp_path: Path, state: str) -> None:
+    """Not those that run and wait for it, whatever their names: the engine lists containers by name."""
+    stack = make_tree(TEAM).root
+    (stack / "bin").mkdir()
+    (stack / "bin" / "docker").write_text(FAILS.replace("STATE", state))
+    (stack / "bin" / "docker").chmod(0o755)
+    environment = {"PATH": f"{stack / 'bin'}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    subprocess.run(["scripts/init.sh"], cwd=stack, env=environment, check=True, capture_output=True)
+    done = subprocess.run(["scripts/up.sh"], cwd=stack, env=environment, capture_output=True, text=True)
+    said = "postgres does not start, 'make logs SERVICE=postgres' shows all of it: no room for the database"
+    assert (done.returncode, done.stderr) == (1, f"up: error: {said}\n")
+
+
 def test_a_rotation_that_runs_is_left_alone(make_tree: Callable[[Answers], Tree], tmp_path: Path) -> None:
     """`make up` says who is at work and changes nothing; the lock of a process that is gone holds nobody up."""
     stack = make_tree(TEAM).root

@@ -88,8 +88,9 @@ def doctor(made: Stack) -> tuple[int, list[dict[str, str]]]:
     """Return the exit code of `make doctor`, and what it found besides what is well."""
     done = run("scripts/doctor.sh", cwd=made.folder, env={"JSON": "1"})
     findings = json.loads(done.stdout)["findings"]
-    # The harness gives every stack a port for its store.
+    # The harness gives every stack a port for its store; this machine's disk is not the stack's.
     found = [one for one in findings if one["level"] != "ok" and "STORE_PORT" not in one["text"]]
+    found = [one for one in found if (one["level"], one["check"]) != ("warn", "disk")]
     return done.returncode, found
 
 

@@ -139,6 +139,16 @@ def encrypted(it: Running) -> None:
         old.set_ciphers("ALL:@SECLEVEL=0")
         with socket.create_connection((host, int(port)), 10) as plain, pytest.raises((ssl.SSLError, OSError)):
             old.wrap_socket(plain, server_hostname=name)
+        for ciphers, good in (("ECDHE+AESGCM", True), ("ECDHE+AES:!AESGCM:!AESCCM", False), ("kRSA", False)):
+            some = it.trust()
+            some.maximum_version = ssl.TLSVersion.TLSv1_2
+            some.set_ciphers(f"{ciphers}:@SECLEVEL=0")
+            with socket.create_connection((host, int(port)), 10) as plain:
+                try:
+                    some.wrap_socket(plain, server_hostname=name).close()
+                    assert good, f"{door} takes {ciphers}"
+                except (ssl.SSLError, OSError) as error:
+                    assert not good, f"{door} refuses {ciphers}: {error}"
     public = next(iter(it.stack.doors))
     connection = http.client.HTTPConnection("127.0.0.1", int(it.answer("http_port")), timeout=10)
     with contextlib.closing(connection):
@@ -148,6 +158,20 @@ def encrypted(it: Running) -> None:
         assert (answer.status, answer.getheader("Location")) == (308, f"https://{public}/graphql?a=b%20c")
     promise = {"files": "max-age=0", "acme": "max-age=31536000"}.get(it.answer("tls"))
     assert it.ask("/health").headers.get("Strict-Transport-Security") == promise
+
+
+def no_signed_link_is_logged(it: Running) -> None:
+    """A signed link is a key to its object for some minutes; the proxy's log has the object's name and no more."""
+    said = it.stack.compose("logs", "--no-log-prefix", it.answer("reverse_proxy"))
+    assert it.known["run"] in said and "artifacts/folder/4k.bin" in said, "the client's transfers are in the log"
+    assert not re.search("(?i)x-amz-|signature", said)
+
+
+def doctor_looks_at_the_certificate(it: Running) -> None:
+    """The one that the proxy really shows, wherever it comes from: nothing is wrong with it, and that is said."""
+    said = run("scripts/doctor.sh", cwd=it.stack.folder, env={"JSON": "1"}).stdout
+    found = [one for one in json.loads(said)["findings"] if one["check"] in ("certificate", "served certificate")]
+    assert ("served certificate", "ok") in [(one["check"], one["level"]) for one in found], found
 
 
 def a_new_certificate_is_taken(it: Running) -> None:
@@ -495,6 +519,9 @@ def checks(it: Running, scenario: Scenario) -> Iterable[Check]:
         yield compressed
     if it.answer("tls") != "none":
         yield encrypted
+        yield doctor_looks_at_the_certificate
+    if it.answer("artifact_access") == "presigned" and it.answer("artifact_store") in STORES_OF_OUR_OWN:
+        yield no_signed_link_is_logged
     yield locked_down_containers
     if it.answer("backend") != "sqlite":
         yield plain_database_role

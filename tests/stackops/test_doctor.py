@@ -3,6 +3,10 @@
 import datetime
 import json
 import os
+import socket
+import ssl
+import subprocess
+import threading
 from copy import deepcopy
 
 import pytest
@@ -92,7 +96,7 @@ def plant(tmp_path):
     return Plant(tmp_path)
 
 
-def certificate(days: int) -> str:
+def certificate(days: int, host: str = "ml.example.com", life: int = 900) -> str:
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -101,12 +105,17 @@ def certificate(days: int) -> str:
     key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "x")])
     end = datetime.datetime.fromtimestamp(NOW, datetime.UTC) + datetime.timedelta(days=days, hours=1)
     made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-    made = made.serial_number(1).not_valid_before(end - datetime.timedelta(days=900)).not_valid_after(end)
+    made = made.serial_number(1).not_valid_before(end - datetime.timedelta(days=life)).not_valid_after(end)
+    made = made.add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), False)
     return made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
 
 
 def first(plant, **state):
     plant.containers[0]["State"].update(state)
+
+
+def show(plant, pem):
+    plant.live["served"] = {"name": "ml.example.com", "pem": pem}
 
 
 def bind(plant, service, address, port="8080"):
@@ -171,6 +180,22 @@ FAULTS = [
     ),
     (live.connections, lambda p: p.live["database"].update(connections=95), SERIOUS, "95 of", "CONNECTIONS"),
     (live.connections, lambda p: p.live["database"].update(planned=200), SERIOUS, "may open 200", "CONNECTIONS"),
+    (live.served_certificate, lambda p: show(p, certificate(20)), WARN, "ml.example.com ends in 20 days", "tls.pem"),
+    (live.served_certificate, lambda p: show(p, certificate(-1)), SERIOUS, "ml.example.com has ended", "tls.pem"),
+    (
+        live.served_certificate,
+        lambda p: show(p, certificate(200, "other.example")),
+        SERIOUS,
+        "is shown for ml.example.com is for other.example",
+        "tls.pem",
+    ),
+    (
+        live.served_certificate,
+        lambda p: p.live.update(served={"name": "ml.example.com", "error": "no certificate yet"}),
+        SERIOUS,
+        "no certificate is shown for ml.example.com: no certificate yet",
+        "make logs SERVICE=proxy",
+    ),
     (live.size, lambda p: p.live["database"].update(file=5 << 30), WARN, "5120 MiB", "mlflow gc"),
     (files.env_lines, lambda p: p.sections.update(env="HTTP_PORT=1\n"), SERIOUS, "STACK_UID is missing", "make init"),
     (files.env_lines, lambda p: p.sections.update(env="STACK_UID=\n"), SERIOUS, "STACK_UID is empty", "EDITOR"),
@@ -298,6 +323,39 @@ def test_an_image_of_other_files_is_found(plant, tmp_path):
     assert containers.built(plant.facts(), places)
 
 
+def test_a_certificate_that_is_renewed_by_itself(plant):
+    """One of six days is not near its end all the time, and one for all names of a domain is for this one."""
+    plant.sections["answers"] = "tls: acme\n"
+    for days, level in ((5, None), (3, None), (0, SERIOUS)):
+        show(plant, certificate(days, "*.example.com", 6))
+        found = live.served_certificate(plant.facts())
+        assert [one.level for one in found] == ([level] if level else [])
+        assert all("make logs SERVICE=proxy" in one.command for one in found)
+    assert not live.covers("*.example.com", "a.b.example.com") and not live.covers("*.example.com", "example.com")
+
+
+def test_the_certificate_that_is_shown_is_looked_at(tmp_path):
+    """By a real handshake, with the name that people use; where nobody answers, the reason is kept."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    asked = []
+    context.sni_callback = lambda tls, name, _: asked.append(name)
+    make = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=x")
+    subprocess.run([*make, "-keyout", tmp_path / "key", "-out", tmp_path / "pem"], check=True, capture_output=True)
+    context.load_cert_chain(tmp_path / "pem", tmp_path / "key")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            with server.accept()[0] as one, context.wrap_socket(one, server_side=True):
+                pass
+
+        place = f"127.0.0.1:{server.getsockname()[1]}=ml.example.com"
+        (thread := threading.Thread(target=serve)).start()
+        assert live.certificate(place) == {"name": "ml.example.com", "pem": (tmp_path / "pem").read_text()}
+        thread.join()
+    assert asked == ["ml.example.com"]
+    assert "refused" in live.certificate(place)["error"]
+
+
 def test_https_in_front_or_by_the_stack(plant):
     """An https proxy makes of it something to look at; the stack's own TLS is what the port is for."""
     bind(plant, "proxy", "0.0.0.0")
@@ -310,6 +368,17 @@ def test_https_in_front_or_by_the_stack(plant):
 def test_health_checks_that_fail_at_the_start_are_no_gap(plant):
     first(plant, Health={"Status": "healthy", "Log": [{"ExitCode": 1, "Output": "starting"}, {"ExitCode": 0}]})
     assert containers.states(plant.facts()) == []
+
+
+def test_health_checks_from_before_a_restart_are_no_gap(plant):
+    """The engine keeps the last checks over a restart, and writes times of this machine's zone, to the nanosecond."""
+    well, ill = {"ExitCode": 0}, {"ExitCode": 1, "Output": "stopping"}
+    before, after = "2027-01-15T09:00:04.123456789+01:00", "2027-01-15T09:00:06.123456789+01:00"
+    log = [{**well, "Start": before}, {**ill, "Start": before}, {**well, "Start": after}]
+    first(plant, StartedAt="2027-01-15T08:00:05.000000001Z", Health={"Status": "healthy", "Log": log})
+    assert containers.states(plant.facts()) == []
+    log.append({**ill, "Start": after, "Output": "a real gap"})
+    assert ["1 of its last health checks: a real gap" in one.text for one in containers.states(plant.facts())] == [True]
 
 
 def test_a_failed_job_and_a_done_one(plant):
@@ -356,7 +425,7 @@ def test_report_exit_code_and_json(plant, monkeypatch, capsys):
         return cli.main(["doctor", "--folder", str(plant.folder), *words]), capsys.readouterr()
 
     code, said = ask()
-    assert code == 0 and said.out.rstrip().endswith(f"0 serious, 0 to look at, {len(doctor.CHECKS) - 2} ok")
+    assert code == 0 and said.out.rstrip().endswith(f"0 serious, 0 to look at, {len(doctor.CHECKS) - 3} ok")
     plant.live["ready"] = "no"
     code, said = ask()
     assert code == 1 and said.out.startswith("serious  readiness: the server is not ready: no\n         -> make up\n")

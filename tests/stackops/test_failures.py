@@ -2,7 +2,10 @@
 
 import asyncio
 import errno
+import http.client
 import json
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -72,3 +75,64 @@ def test_a_body_that_is_no_json_object_is_the_senders_fault(body, status):
         raise TypeError("MLflow has stumbled")
 
     assert app.test_client().post("/api", data=body, content_type="application/json").status_code == status
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [(b"", 400), (b"{}", 400), (b"null", 400), (b"{", 400), (b'{"query": 1}', 400), (b'{"query": "query {"}', 400)]
+    + [(b'{"query": "query { test(inputString: \\"x\\") { output } }"}', 500)],
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_what_is_no_query_is_the_senders_fault(method, body, status):
+    from flask import Flask
+
+    app = Flask("test")
+    app.register_error_handler(500, failures.blame)
+
+    @app.route("/graphql", methods=["GET", "POST"])
+    def graphql():
+        raise TypeError("MLflow has stumbled")
+
+    answer = app.test_client().open("/graphql", method=method, data=body, content_type="application/json")
+    assert answer.status_code == status
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_connection_outlives_an_exception(wrapped, caplog):
+    """Through a real server: whoever comes next on the same connection is answered, and the log has the exception."""
+    starlette = pytest.importorskip("starlette.applications")
+    uvicorn = pytest.importorskip("uvicorn")
+    app = starlette.Starlette()
+
+    async def stumble(request):
+        raise TypeError("MLflow has stumbled")
+
+    app.add_route("/", stumble, ["POST"])
+    app.add_exception_handler(Exception, failures.answer)
+    served = failures.Answered(app) if wrapped else app
+    server = uvicorn.Server(uvicorn.Config(served, port=0, log_config=None, lifespan="off"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        until = time.monotonic() + 20
+        while not server.started:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        connection = http.client.HTTPConnection(*server.servers[0].sockets[0].getsockname(), timeout=20)
+        connection.connect()
+        sock, seen = connection.sock, []
+        for _ in range(2):
+            connection.request("POST", "/", b"{}")
+            answer = connection.getresponse()
+            seen.append((answer.status, answer.read()))
+            time.sleep(0.2)
+            if not wrapped:  # what it is good for: uvicorn hangs up without a word
+                assert sock.recv(1) == b""
+                break
+            assert connection.sock is sock
+        assert seen == [(500, b"Internal Server Error")] * (2 if wrapped else 1)
+        assert caplog.text.count("TypeError: MLflow has stumbled") == len(seen)
+        connection.close()
+    finally:
+        server.should_exit = True
+        thread.join()

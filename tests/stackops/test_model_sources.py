@@ -35,6 +35,20 @@ def test_other_peoples_files_are_refused(store: str, run: str) -> None:
                 handlers._validate_source_model(source, "")
 
 
+@pytest.mark.parametrize("account", ["account", "ACCOUNT", "elsewhere"])
+@pytest.mark.parametrize("box", ["box", "another"])
+def test_azure_knows_one_account(account: str, box: str) -> None:
+    """With a connection string MLflow asks the stack's own account, whichever the address names."""
+    accounts.close_store({"ARTIFACT_URI": "wasbs://box@account.blob.core.windows.net"})
+    for scheme in ("wasbs", "WASBS"):
+        source = f"{scheme}://{box}@{account}.blob.core.windows.net/1/other/artifacts"
+        for run in ("", "mine"):
+            with pytest.raises(MlflowException):
+                handlers._validate_source_run(source, run)
+        with pytest.raises(MlflowException):
+            handlers._validate_source_model(source, "")
+
+
 def test_ones_own_and_other_stores_pass() -> None:
     """With direct access a client names the run and where its artifacts are; other buckets are not the stack's."""
     accounts.close_store({"ARTIFACT_URI": "s3://bucket"})

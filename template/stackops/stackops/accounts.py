@@ -61,17 +61,65 @@ def close_store(env: Mapping[str, str]) -> None:
 
     MLflow asks that of `mlflow-artifacts:` only (mlflow/server/handlers.py). The store's own address, and
     `relay:`, by which the server reaches it, would open all of it to whoever makes a model version there.
+    With Azure so would any address: a connection string goes to its own account, whichever the URI names.
     """
     from mlflow.server import handlers
 
-    theirs, bucket = handlers._is_mlflow_artifact_source, urlsplit(env.get("ARTIFACT_URI", "")).netloc.lower()
+    theirs, store = handlers._is_mlflow_artifact_source, urlsplit(env.get("ARTIFACT_URI", ""))
+    closed = {"relay", store.scheme} if store.scheme == "wasbs" else {"relay"}
+    bucket = store.netloc.lower()
 
     def asks_for_owner(source: str) -> bool:
         place = urlsplit(source)
         inside = bool(bucket) and place.netloc.lower() == bucket
-        return place.scheme.lower() == "relay" or inside or theirs(source)
+        return place.scheme.lower() in closed or inside or theirs(source)
 
     handlers._is_mlflow_artifact_source = asks_for_owner
+
+
+PLACES = {"mlflow.artifactLocation", "mlflow.trace.archiveLocation"}
+"""Tags of a trace that say where the server reads its data."""
+
+
+def close_traces() -> None:
+    """Have the server alone say where a trace's data is.
+
+    MLflow's client does not send these tags, and its server takes them from whoever does: a trace of one's
+    own would show what another one has at that place. With a trace they are left out, as the client does;
+    alone they are refused, as MLflow does with the places of archived spans.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore as Store
+
+    start, start_v2, end_v2 = (
+        Store.start_trace,
+        Store.deprecated_start_trace_v2,
+        Store.deprecated_end_trace_v2,
+    )
+    set_tag = Store.set_trace_tag
+
+    def kept(tags: Mapping[str, str]) -> dict[str, str]:
+        return {key: value for key, value in tags.items() if key not in PLACES}
+
+    def start_trace(self, trace_info):
+        trace_info.tags = kept(trace_info.tags)
+        return start(self, trace_info)
+
+    def deprecated_start_trace_v2(self, *args, tags, **more):
+        return start_v2(self, *args, tags=kept(tags), **more)
+
+    def deprecated_end_trace_v2(self, *args, tags, **more):
+        return end_v2(self, *args, tags=kept(tags), **more)
+
+    def set_trace_tag(self, trace_id, key, value):
+        if key in PLACES:
+            raise MlflowException.invalid_parameter_value(
+                f"Tag '{key}' is immutable and cannot be set on a trace."
+            )
+        return set_tag(self, trace_id, key, value)
+
+    for function in (start_trace, deprecated_start_trace_v2, deprecated_end_trace_v2, set_trace_tag):
+        setattr(Store, function.__name__, function)
 
 
 def tables(env: Mapping[str, str]) -> schema.State:

@@ -53,6 +53,7 @@ def create_app() -> FastAPI:
         from mlflow.server import auth
 
         accounts.close_store(os.environ)
+        accounts.close_traces()
         app, known = auth.create_app(), auth._authenticate_fastapi_request
         if function := os.environ.get("STACK_AUTHORIZATION"):
             known = importlib.import_module(function.split(":")[0]).register(app)
@@ -66,6 +67,8 @@ def create_app() -> FastAPI:
     # needs: with another request at that moment, both wait for each other, and all others for them.
     importlib.import_module("mlflow.server.jobs.utils")
     app.add_exception_handler(Exception, failures.answer)
+    build = app.build_middleware_stack
+    app.build_middleware_stack = lambda: failures.Answered(build())
     flask_app.register_error_handler(500, failures.blame)
     if os.environ.get("MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE") != "true":
         app.add_middleware(screen.Screen, known=known)

@@ -26,6 +26,7 @@ ORDER = (SERIOUS, WARN, OK)
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
     parser.add_argument("--inside", action="store_true", help="print the facts that the running server knows")
+    parser.add_argument("--served", default="", metavar="HOST:PORT=NAME", help="with --inside: where TLS is")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--folder", default="/stack", help="the stack's folder (default: /stack)")
 
@@ -64,7 +65,7 @@ def report(found: Sequence[Finding]) -> str:
 def run(args: argparse.Namespace) -> None:
     """Print the report. Raises StackError if anything is serious."""
     if args.inside:
-        print(json.dumps(live.collect(settings.present(os.environ))))
+        print(json.dumps(live.collect(settings.present(os.environ), args.served)))
         return
     facts = Facts(Path(args.folder), sections(sys.stdin), time.time())
     found = examine(facts)

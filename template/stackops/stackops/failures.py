@@ -10,10 +10,11 @@ and shows the sentence.
 
 import errno
 import json
+import logging
 import os
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stackops import settings
 from stackops.errors import one_line
@@ -21,7 +22,10 @@ from stackops.errors import one_line
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
     from werkzeug.exceptions import InternalServerError
+
+log = logging.getLogger("uvicorn.error")
 
 LASTING = 30
 """Seconds of failures after which one no longer passes by itself."""
@@ -76,6 +80,33 @@ async def answer(request: "Request", error: Exception) -> "Response":
     return JSONResponse({"error_code": "TEMPORARILY_UNAVAILABLE", "message": text}, status)
 
 
+class Answered:
+    """ASGI middleware around the whole application: an exception after the last byte of an answer ends here.
+
+    Starlette answers 500 and raises the exception again; uvicorn then closes the connection, although the
+    answer does not say so. A proxy may just have sent somebody else's request there, who would get 502.
+    """
+
+    def __init__(self, app: "ASGIApp") -> None:
+        self.app = app
+
+    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> Any:
+        """Pass the request on."""
+        complete = False
+
+        async def watch(message: "Message") -> None:
+            nonlocal complete
+            await send(message)
+            complete = message["type"] == "http.response.body" and not message.get("more_body", False)
+
+        try:
+            await self.app(scope, receive, watch)
+        except Exception:
+            if not complete:
+                raise
+            log.exception("Exception in ASGI application")
+
+
 def is_object(body: bytes) -> bool:
     """Whether a body is a JSON object, as MLflow's API takes them."""
     try:
@@ -84,11 +115,28 @@ def is_object(body: bytes) -> bool:
         return False
 
 
+def query_fault(body: bytes) -> str:
+    """Return what is wrong with a body that should hold a GraphQL query, or ""."""
+    from graphql import GraphQLError, parse
+
+    try:
+        parse(json.loads(body)["query"])
+    except GraphQLError as error:
+        return one_line(error)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return "The body of the request must be a JSON object with a query"
+    return ""
+
+
 def blame(error: "InternalServerError") -> "InternalServerError | tuple[dict[str, str], int]":
-    """Answer a request of MLflow's API that raised an exception: 400 if its body is no JSON object."""
+    """Answer a request that raised an exception in MLflow: 400 if its body is no JSON object, or no query."""
     from flask import request
 
     body = request.get_data()
-    if not body or request.form or is_object(body):
-        return error
-    return {"error_code": "BAD_REQUEST", "message": "The body of the request must be a JSON object"}, 400
+    if request.path == "/graphql":
+        fault = query_fault(body)
+    elif not body or request.form or is_object(body):
+        fault = ""
+    else:
+        fault = "The body of the request must be a JSON object"
+    return ({"error_code": "BAD_REQUEST", "message": fault}, 400) if fault else error

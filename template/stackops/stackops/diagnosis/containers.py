@@ -3,6 +3,7 @@
 import filecmp
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +73,13 @@ def states(facts: Facts) -> list[Finding]:
         elif not job and state.get("Status") != "running":
             found.append(Finding(SERIOUS, "containers", f"{service} is {state.get('Status')}", "make up"))
         elif health == "unhealthy":
-            found.append(Finding(SERIOUS, "containers", f"{service} is unhealthy: {_last(state)}", logs))
+            text = f"{service} is unhealthy: {_said(checks(state))}"
+            found.append(Finding(SERIOUS, "containers", text, logs))
         elif container.get("RestartCount", 0) >= RESTARTS:
             text = f"{service} was restarted {container['RestartCount']} times"
             found.append(Finding(WARN, "containers", text, logs))
-        elif failed := gaps((state.get("Health") or {}).get("Log") or ()):
-            text = f"{service} was not ready for {len(failed)} of its last health checks: {_last(state)}"
+        elif failed := gaps(state):
+            text = f"{service} was not ready for {len(failed)} of its last health checks: {_said(failed)}"
             found.append(Finding(WARN, "containers", text, logs))
     missing = [
         n
@@ -90,14 +92,31 @@ def states(facts: Facts) -> list[Finding]:
     return found
 
 
-def gaps(log: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def checks(state: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the last health checks since a container's start: the engine keeps those from before it."""
+    log, started = (state.get("Health") or {}).get("Log") or (), _time(state.get("StartedAt"))
+    times = [_time(one.get("Start")) for one in log]
+    return [one for one, begun in zip(log, times, strict=True) if not (begun and started and begun < started)]
+
+
+def _time(text: str | None) -> datetime | None:
+    """Return the time that the engine wrote down, or None if there is none."""
+    try:
+        return datetime.fromisoformat(text or "")
+    except ValueError:
+        return None
+
+
+def gaps(state: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the failed health checks of a container that had been well: at its start they may fail."""
+    log = checks(state)
     well = next((number for number, one in enumerate(log) if not one.get("ExitCode")), len(log))
     return [one for one in log[well:] if one.get("ExitCode")]
 
 
-def _last(state: dict) -> str:
-    said = [c.get("Output", "") for c in (state.get("Health") or {}).get("Log") or () if c.get("ExitCode")]
+def _said(log: Sequence[Mapping[str, Any]]) -> str:
+    """Return the words of the last health check that failed."""
+    said = [one.get("Output", "") for one in log if one.get("ExitCode")]
     return " ".join(said[-1].split())[:160] if said else "no words"
 
 

@@ -1,9 +1,13 @@
-"""What only the running server knows: its disk, its database, its store, and what their clocks say."""
+"""What only the running server knows: its disk, its database, its store, what their clocks say, and which
+certificate the proxy shows."""
 
 import os
+import socket
+import ssl
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from stackops import ready, settings
@@ -13,11 +17,17 @@ from stackops.errors import StackError, one_line
 DISKS = {"/data": "data", "/var/tmp": "artifacts on their way"}
 FULL, NEARLY = 1 << 30, 0.10
 SKEW, TOO_MUCH = 5, 300
+SOON, VERY_SOON = timedelta(days=30), timedelta(days=7)
 
 
-def collect(env: Mapping[str, str]) -> dict[str, Any]:
-    """Return the facts. A part that does not answer is left out: readiness says so."""
+def collect(env: Mapping[str, str], served: str = "") -> dict[str, Any]:
+    """Return the facts. A part that does not answer is left out: readiness says so.
+
+    `served` is where the proxy answers, and the name that people use: HOST:PORT=NAME.
+    """
     found: dict[str, Any] = {"time": time.time(), "disks": {}, "clocks": {}, "database": {}}
+    if served:
+        found["served"] = certificate(served)
     for path in DISKS:
         with suppress(OSError):
             disk = os.statvfs(path)
@@ -34,6 +44,22 @@ def collect(env: Mapping[str, str]) -> dict[str, Any]:
         if ask := getattr(settings.store(env), "clock", None):
             found["clocks"]["the artifact store"] = ask(env) - time.time()
     return found
+
+
+def certificate(served: str) -> dict[str, str]:
+    """Return the certificate that the proxy at HOST:PORT=NAME shows for NAME, or the reason why not."""
+    place, _, name = served.partition("=")
+    host, _, port = place.rpartition(":")
+    asks = ssl.create_default_context()
+    asks.check_hostname, asks.verify_mode = False, ssl.CERT_NONE  # it is looked at, not trusted
+    try:
+        with (
+            socket.create_connection((host, int(port)), 10) as plain,
+            asks.wrap_socket(plain, server_hostname=name) as tls,
+        ):
+            return {"name": name, "pem": ssl.DER_cert_to_PEM_cert(tls.getpeercert(binary_form=True) or b"")}
+    except OSError as error:
+        return {"name": name, "error": one_line(error)}
 
 
 def readiness(facts: Facts) -> list[Finding] | None:
@@ -126,4 +152,46 @@ def size(facts: Facts) -> list[Finding] | None:
     return []
 
 
-CHECKS = (readiness, disks, clocks, connections, size)
+def covers(pattern: str, name: str) -> bool:
+    """Whether a name of a certificate stands for `name`; a star stands for its first part."""
+    pattern, name = pattern.lower(), name.lower()
+    return pattern == name or (pattern[:2] == "*." and pattern[2:] == name.partition(".")[2])
+
+
+def served_certificate(facts: Facts) -> list[Finding] | None:
+    """The proxy shows a certificate for the name that people use, and it does not end soon."""
+    if not (served := facts.live.get("served")):
+        return None
+    from cryptography import x509
+
+    name, look = served["name"], "make logs SERVICE=" + (facts.text("published").split() or ["nginx"])[0]
+    renew = {
+        "acme": f"{look}   # it gets certificates by itself, and says there why not",
+        "self-signed": "rm secrets/tls.pem && make up",
+    }.get(facts.answer("tls"), "make up   # after you have put the new one into secrets/tls.pem")
+    if said := served.get("error"):
+        return [Finding(SERIOUS, "certificate", f"no certificate is shown for {name}: {said}", look)]
+    shown, now = (
+        x509.load_pem_x509_certificate(served["pem"].encode()),
+        datetime.fromtimestamp(facts.now, UTC),
+    )
+    found = []
+    try:
+        known = shown.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        names = known.get_values_for_type(x509.DNSName)
+    except x509.ExtensionNotFound:
+        names = []
+    if not any(covers(one, name) for one in names):
+        text = f"the certificate that is shown for {name} is for {', '.join(names) or 'no host name'}"
+        found.append(Finding(SERIOUS, "certificate", text, renew))
+    left = shown.not_valid_after_utc - now
+    # One that lives for days is renewed when a third of its time is left.
+    life = shown.not_valid_after_utc - shown.not_valid_before_utc
+    if left < min(SOON, life / 4):
+        ends = "has ended" if left < timedelta(0) else f"ends in {left.days} days"
+        level = SERIOUS if left < min(VERY_SOON, life / 10) else WARN
+        found.append(Finding(level, "certificate", f"the certificate that is shown for {name} {ends}", renew))
+    return found
+
+
+CHECKS = (readiness, disks, clocks, connections, size, served_certificate)
