@@ -79,7 +79,7 @@ def test_a_body_that_is_no_json_object_is_the_senders_fault(body, status):
 
 def refusal(status: int):
     exceptions = pytest.importorskip("botocore.exceptions")
-    known = {"Error": {"Code": "InvalidRequest"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    known = {"Error": {"Code": "400", "Message": "Bad Request"}, "ResponseMetadata": {"HTTPStatusCode": status}}
     return exceptions.ClientError(known, "GetObject")
 
 
@@ -118,6 +118,23 @@ def test_a_name_that_a_store_does_not_take_is_the_senders_fault(name, status, ex
 
     answer = app.test_client().get(f"/get-artifact?run_uuid=1&path={name}")
     assert answer.status_code == (400 if expected else 500), answer.text
+
+
+@pytest.mark.parametrize(("name", "status", "code"), [("..\\x", 400, 400), ("..\\x", 500, 500), ("x.bin", 400, 500)])
+def test_nor_is_such_a_name_signed(name, status, code, monkeypatch):
+    """MLflow asks the store for the object's size before it signs, and calls any refusal a failure of its own."""
+    exceptions = pytest.importorskip("mlflow.exceptions")
+    presigned = pytest.importorskip("stackops.stores.presigned")
+
+    class Client:
+        def head_object(self, **_):
+            raise refusal(status)
+
+    repository = presigned.SigningRepository("s3://bucket/root")
+    monkeypatch.setattr(repository, "_get_s3_client", Client)
+    with pytest.raises(exceptions.MlflowException) as found:
+        repository.get_download_presigned_url(name)
+    assert found.value.get_http_status_code() == code
 
 
 @pytest.mark.parametrize(
