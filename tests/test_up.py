@@ -103,19 +103,23 @@ def test_a_rotation_that_was_interrupted_is_named(make_tree: Callable[[Answers],
     assert said() == (1, "up: error: the stack did not become ready: see 'make logs'\n")
 
 
-# Another part is not ready because one cannot start; jobs have ended well, and one container was never started.
+# Others cannot start or are not ready because one cannot start; jobs have ended well, and one was never started.
 FAILS = """\
 #!/bin/sh
 case "$*" in
   "compose version --short") echo 2.40.3 ;;
   "compose up "*) exit 1 ;;
+  "compose ps --all --format {{.Service}} {{.State}} {{.ExitCode}}")
+    printf '%s\\n' "migrate exited 0" "check created 0" "mlflow running 0" "nginx STATE 1" "postgres STATE 1" ;;
   "compose ps --all "*)
     echo "demo-migrate-1 migrate exited 0 "
     echo "demo-check-1 check created 0 "
     echo "demo-mlflow-1 mlflow running 0 unhealthy"
-    echo "demo-nginx-1 nginx running 0 unhealthy"
+    echo "demo-nginx-1 nginx STATE 1 unhealthy"
     echo "demo-postgres-1 postgres STATE 1 unhealthy"
     ;;
+  *depends_on*nginx-1) echo "mlflow:service_healthy:false,postgres:service_started:false" ;;
+  *depends_on*postgres-1) echo "migrate:service_started:false" ;;
   "logs --tail 5 demo-postgres-1") printf 'starting\\nno room for the database\\n\\n' ;;
 esac
 """

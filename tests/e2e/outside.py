@@ -446,7 +446,7 @@ def managed_postgres() -> Iterator[Outside]:
 
 def certificates(folder: Path, names: str) -> None:
     """Write ca.pem, and server.pem and server.key for some names (in OpenSSL's words), which that authority signed."""
-    make = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2")
+    make = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "200")
     for words in (
         # Python 3.13 and later trust no authority without a key usage.
         ("-subj", "/CN=an authority of its own", "-addext", "keyUsage=critical,keyCertSign,cRLSign",

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import outside
 import pytest
@@ -583,7 +583,7 @@ def test_artifact_paths_stay_in_their_root(target: Target) -> None:
             assert answer.text.strip().startswith("{") or answer.body == MARKER, f"{path}: {answer.text[:200]}"
             assert not listed or '"is_dir"' not in answer.text, f"{path}: {answer.text[:200]}"
         # MLflow's own word for a path that it does not like, by some routes.
-        clumsy = re.search("Invalid artifact path|NUL", answer.text) or "\\" in unquote(unquote(path))
+        clumsy = re.search("Invalid artifact path|NUL", answer.text)
         assert answer.status != 500 or clumsy, f"{method} {path}: {answer.text[:300]}"
 
     others = [f"../../{other}/artifacts/kept.txt", f"..%2f..%2f{other}%2fartifacts%2fkept.txt"]

@@ -258,7 +258,7 @@ def test_single_sign_on(tmp_path: Path) -> None:
             """Ask as the person who logged in before, as a program with the old token, and with one of the provider."""
             headers = {"Authorization": f"Bearer {bearer}"}
             return [
-                ada.get(made.url + SEARCH, timeout=30).status_code,
+                ada.get(made.url + SEARCH, timeout=30, allow_redirects=False).status_code,
                 requests.get(made.url + SEARCH, auth=("ci", token), timeout=30).status_code,
                 requests.get(made.url + SEARCH, headers=headers, timeout=30).status_code,
             ]
@@ -279,7 +279,9 @@ def test_single_sign_on(tmp_path: Path) -> None:
 
         # The provider's own secret.
         (file := tmp_path / "new").write_text(provider.renew() + "\n")
-        assert provider.log_in(made.url, "ada@example.com").get(made.url + SEARCH, timeout=30).status_code != 200
+        nobody = provider.log_in(made.url, "ada@example.com")  # the provider knows her, and not the stack
+        answer = nobody.get(made.url + SEARCH, timeout=30, allow_redirects=False)
+        assert answer.status_code == 302 and "/dex/auth" in answer.headers["Location"]
         assert "is issued elsewhere" in made.make("rotate-secrets", "SECRET=provider", fails=True)
         made.make("rotate-secrets", "SECRET=provider", f"FROM={file}")
         assert made.secret("oidc_client_secret") == provider.secrets["oidc_client_secret"]

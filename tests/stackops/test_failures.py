@@ -77,6 +77,66 @@ def test_a_body_that_is_no_json_object_is_the_senders_fault(body, status):
     assert app.test_client().post("/api", data=body, content_type="application/json").status_code == status
 
 
+def refusal(status: int):
+    exceptions = pytest.importorskip("botocore.exceptions")
+    known = {"Error": {"Code": "400", "Message": "Bad Request"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return exceptions.ClientError(known, "GetObject")
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "expected"),
+    [
+        ("..%5c..%5cetc%5cpasswd", 400, True),
+        ("..%255cetc", 400, True),
+        ("a//b", 400, True),
+        ("a/%2e%2e/b", 400, True),
+        ("x%00", 400, True),
+        ("plain/model..v1.bin", 400, False),
+        ("a//b", 403, False),
+        ("a//b", 500, False),
+    ],
+)
+def test_a_name_that_a_store_does_not_take_is_the_senders_fault(name, status, expected, monkeypatch):
+    """And no other refusal is: a key that has ended, say, whatever the name."""
+    from flask import Flask
+
+    for key, value in ENV.items():
+        monkeypatch.setenv(key, value)
+    address = f"/api/2.0/mlflow-artifacts/artifacts/{name}"
+    assert failures.unfit(address, refusal(status)) is expected
+    assert not failures.unfit(address, OSError(22, "x")) and not failures.unfit(address, None)
+    pytest.importorskip("starlette")
+    request = SimpleNamespace(url=SimpleNamespace(path=address))
+    found = asyncio.run(failures.answer(request, refusal(status)))
+    assert (found.status_code == 400) is expected
+    app = Flask("test")
+    app.register_error_handler(500, failures.blame)
+
+    @app.route("/get-artifact")
+    def get():
+        raise refusal(status)
+
+    answer = app.test_client().get(f"/get-artifact?run_uuid=1&path={name}")
+    assert answer.status_code == (400 if expected else 500), answer.text
+
+
+@pytest.mark.parametrize(("name", "status", "code"), [("..\\x", 400, 400), ("..\\x", 500, 500), ("x.bin", 400, 500)])
+def test_nor_is_such_a_name_signed(name, status, code, monkeypatch):
+    """MLflow asks the store for the object's size before it signs, and calls any refusal a failure of its own."""
+    exceptions = pytest.importorskip("mlflow.exceptions")
+    presigned = pytest.importorskip("stackops.stores.presigned")
+
+    class Client:
+        def head_object(self, **_):
+            raise refusal(status)
+
+    repository = presigned.SigningRepository("s3://bucket/root")
+    monkeypatch.setattr(repository, "_get_s3_client", Client)
+    with pytest.raises(exceptions.MlflowException) as found:
+        repository.get_download_presigned_url(name)
+    assert found.value.get_http_status_code() == code
+
+
 @pytest.mark.parametrize(
     ("body", "status"),
     [(b"", 400), (b"{}", 400), (b"null", 400), (b"{", 400), (b'{"query": 1}', 400), (b'{"query": "query {"}', 400)]

@@ -61,12 +61,12 @@ def close_store(env: Mapping[str, str]) -> None:
 
     MLflow asks that of `mlflow-artifacts:` only (mlflow/server/handlers.py). The store's own address, and
     `relay:`, by which the server reaches it, would open all of it to whoever makes a model version there.
-    With Azure so would any address: a connection string goes to its own account, whichever the URI names.
+    So would any address of a store whose client does not go where the address says (ANY_ADDRESS).
     """
     from mlflow.server import handlers
 
     theirs, store = handlers._is_mlflow_artifact_source, urlsplit(env.get("ARTIFACT_URI", ""))
-    closed = {"relay", store.scheme} if store.scheme == "wasbs" else {"relay"}
+    closed = {"relay", store.scheme} if getattr(settings.store(env), "ANY_ADDRESS", False) else {"relay"}
     bucket = store.netloc.lower()
 
     def asks_for_owner(source: str) -> bool:

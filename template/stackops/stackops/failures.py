@@ -12,9 +12,11 @@ import errno
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from stackops import settings
 from stackops.errors import one_line
@@ -40,6 +42,11 @@ UNREACHABLE = {
     "TransportError",
 }
 """How the stores' client libraries call, in their own class or one it comes from, that nobody answered."""
+
+
+ODD = re.compile(r"[\\\x00-\x1f]|//|(^|[/=])\.\.?(/|&|$)")
+"""Names of artifacts that some stores do not take: with backslashes, empty parts, dots alone."""
+UNFIT = "The artifact store takes no such name"
 
 
 class Trouble:
@@ -70,12 +77,21 @@ def verdict(error: Exception, env: Mapping[str, str], trouble: Trouble, now: flo
     return (507 if lasts else 503), text
 
 
+def unfit(address: str, error: BaseException | None) -> bool:
+    """Whether the store has refused a request (400) for the odd name in this address."""
+    known = getattr(error, "response", None)
+    status = known.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(known, dict) else None
+    return status == 400 and bool(ODD.search(unquote(unquote(address))))
+
+
 async def answer(request: "Request", error: Exception) -> "Response":
     """Answer a request in which an unexpected exception was raised; the application still logs it."""
     from starlette.responses import JSONResponse, PlainTextResponse
 
     if "/mlflow-artifacts/" not in request.url.path:
         return PlainTextResponse("Internal Server Error", 500)
+    if unfit(request.url.path, error):
+        return JSONResponse({"error_code": "INVALID_PARAMETER_VALUE", "message": UNFIT}, 400)
     status, text = verdict(error, os.environ, TROUBLE, time.monotonic())
     return JSONResponse({"error_code": "TEMPORARILY_UNAVAILABLE", "message": text}, status)
 
@@ -129,11 +145,13 @@ def query_fault(body: bytes) -> str:
 
 
 def blame(error: "InternalServerError") -> "InternalServerError | tuple[dict[str, str], int]":
-    """Answer a request that raised an exception in MLflow: 400 if its body is no JSON object, or no query."""
+    """Answer a request that raised an exception in MLflow: 400 if that is its sender's fault."""
     from flask import request
 
     body = request.get_data()
-    if request.path == "/graphql":
+    if unfit(request.full_path.rstrip("?"), error.original_exception):
+        fault = UNFIT
+    elif request.path == "/graphql":
         fault = query_fault(body)
     elif not body or request.form or is_object(body):
         fault = ""

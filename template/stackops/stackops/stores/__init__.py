@@ -10,6 +10,8 @@ Every module offers the same functions:
     Writes, reads and deletes one small object called `name`; raises StackError with the cause.
 `clock(env)` (optional)
     What the store's clock says, in seconds since 1970.
+`ANY_ADDRESS` (optional)
+    True if MLflow's client reaches this store by other addresses, too.
 `settle()` (optional)
     Adjusts this process's client library before MLflow uses it.
 

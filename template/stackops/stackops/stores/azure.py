@@ -15,6 +15,8 @@ from typing import BinaryIO
 from stackops.errors import StackError, one_line
 from stackops.settings import Secrets, artifact_uri
 
+ANY_ADDRESS = True
+"""With a connection string MLflow asks that one's account, whichever the address names."""
 TIMEOUTS = {"connection_timeout": 4, "read_timeout": 8, "retry_total": 1}
 URI = re.compile(r"wasbs://([^@/]+)@([^./@]+)\.(blob\.core\.[^/]+)(?:/(.*))?")
 

@@ -7,6 +7,7 @@ and a signature covers the host name.
 
 import os
 
+from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repo import (
     ArtifactRepository,
     MultipartDownloadMixin,
@@ -14,6 +15,7 @@ from mlflow.store.artifact.artifact_repo import (
 )
 from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository, _get_s3_client
 
+from stackops import failures
 from stackops.stores.relay import RelayArtifactRepository
 
 
@@ -35,6 +37,15 @@ class SigningRepository(S3ArtifactRepository):
         client = super()._get_s3_client()
         address = os.environ.get("STORE_URL")
         return _Signer(client, _get_s3_client(s3_endpoint_url=address)) if address else client
+
+    def get_download_presigned_url(self, artifact_path, expiration=300):
+        """Return the URL of an object; a name that the store does not take is the client's fault."""
+        try:
+            return super().get_download_presigned_url(artifact_path, expiration)
+        except MlflowException as error:
+            if failures.unfit(artifact_path, error.__context__):
+                raise MlflowException.invalid_parameter_value(failures.UNFIT) from None
+            raise
 
 
 class PresignedArtifactRepository(RelayArtifactRepository, MultipartUploadMixin, MultipartDownloadMixin):
