@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from stackops.errors import StackError
-from stackops.migration.values import quoted
+from stackops.migration.files import quoted
 
 KINDS = {
     "integer": "int4",

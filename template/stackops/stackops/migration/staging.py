@@ -13,9 +13,8 @@ from dataclasses import replace
 from stackops.backends import postgres
 from stackops.errors import StackError, one_line
 from stackops.migration import catalogue, load, verify
-from stackops.migration.source import VERSION_TABLES
+from stackops.migration.files import VERSION_TABLES, quoted
 from stackops.migration.target import Target, settle
-from stackops.migration.values import quoted
 
 Say = Callable[[str], None]
 
