@@ -133,6 +133,7 @@ def _replace(target: Target) -> None:
         cursor.execute("SET LOCAL search_path TO DEFAULT")
         cursor.execute("SELECT quote_ident(current_schema())")
         (schema,) = cursor.fetchone()
+        granted = catalogue.grants(cursor)
         cursor.execute(f"DROP TABLE {', '.join(f'{schema}.{quoted(name)}' for name in tables)}")
         for name in functions:
             plain = name.removeprefix(f"{SCHEMA}.")
@@ -141,3 +142,10 @@ def _replace(target: Target) -> None:
         for name in tables:
             cursor.execute(f"ALTER TABLE {SCHEMA}.{quoted(name)} SET SCHEMA {schema}")
         cursor.execute(f"DROP SCHEMA {SCHEMA}")
+        for statement in granted:  # the new tables have none
+            cursor.execute(statement)
+        if catalogue.grants(cursor) != granted:
+            raise StackError(
+                f"what other roles may do in the {target.called} came out different; nothing was changed, "
+                "please report this"
+            )
