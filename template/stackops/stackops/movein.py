@@ -166,7 +166,8 @@ def let_go(target: Path) -> None:
 
 def keep(target: Path, backups: Path, say: Say) -> None:
     """Copy the file into a new folder of backups. Raises StackError."""
-    folder = backups / time.strftime("before-migrate-%Y%m%d-%H%M%S")
+    while (folder := backups / time.strftime("before-migrate-%Y%m%d-%H%M%S")).exists():
+        time.sleep(0.2)
     path = folder / target.name
     try:
         folder.mkdir(mode=0o700, parents=True)
@@ -179,7 +180,7 @@ def keep(target: Path, backups: Path, say: Say) -> None:
             f"the backup {folder} cannot be written: {error.strerror}; nothing was changed"
         ) from None
     brings_back = f"backups/{folder.name}" + ("" if target.name == "mlflow.db" else f"/{target.name}")
-    say(f"backup: {folder.name}; make migrate FROM={brings_back} REPLACE=1 brings it back")
+    say(f"backup: {folder.name}; the same command with FROM={brings_back} REPLACE=1 brings it back")
 
 
 def flush(path: Path) -> None:
