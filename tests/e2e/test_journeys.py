@@ -270,6 +270,14 @@ def test_mlruns_to_a_stack(tmp_path: Path) -> None:
     with gone_afterwards(solo):
         shell.play(PAGES / "mlruns.md", start=OR_SQLITE, end=BACK)
         assert contents(solo) == json.loads(before.splitlines()[-1])
+        # With rows there it is refused, and the server runs on; what is replaced comes back.
+        assert "REPLACE=1" in solo.make("migrate", "FROM=../old/mlruns", fails=True)
+        assert "ready" in solo.make("status")
+        said = solo.make("migrate", "FROM=../old/mlruns", "REPLACE=1")
+        (backup,) = (solo.folder / "backups").iterdir()
+        assert f"FROM=backups/{backup.name} REPLACE=1 brings it back" in said
+        solo.make("migrate", f"FROM=backups/{backup.name}", "REPLACE=1")
+        assert contents(solo) == json.loads(before.splitlines()[-1])
     shell.close()
     shutil.move(tmp_path / "old", home)
     serve = "MLFLOW_ALLOW_FILE_STORE=true mlflow server --backend-store-uri ./mlruns"
