@@ -16,6 +16,7 @@ from combinations import ROOT
 WATCHED: dict[str, tuple[str, ...]] = {
     "tests/migrate/": (
         "template/stackops/stackops/migrat*",
+        "template/stackops/stackops/movein.py",
         "template/stackops/stackops/artifact_uris.py",
         "template/stackops/stackops/backends/*",
         "template/stackops/stackops/prove.py",
@@ -29,6 +30,7 @@ WATCHED: dict[str, tuple[str, ...]] = {
         "tests/e2e/journeys.py",
         "tests/e2e/inventory.py",
         "template/stackops/stackops/migrat*",
+        "template/stackops/stackops/movein.py",
         "template/stackops/stackops/artifact_uris.py",
         "template/stackops/stackops/prove.py",
         "template/transfer/*",

@@ -54,6 +54,7 @@ ALWAYS = {
     "scripts/eject.sh",
     "scripts/init.sh",
     "scripts/lint.sh",
+    "scripts/migrate.sh",
     "scripts/other-stack.sh",
     "scripts/rotate-secrets.sh",
     "scripts/rotating.sh",
@@ -67,8 +68,7 @@ ALWAYS = {
     *(f"transfer/artifacts_move/{name}.py" for name in ("azure", "gcs", "local", "s3")),
 }
 MIGRATION = (
-    "__init__", "catalogue", "hazards", "load", "older", "pgloader", "prepare", "source", "staging", "target", "values",
-    "verify",
+    "catalogue", "hazards", "load", "older", "pgloader", "repair", "source", "staging", "target", "values", "verify",
 )  # fmt: skip
 ROTATION = "stackops/stackops/rotation"
 SELF_HOSTED = ("minio", "seaweedfs")
@@ -78,13 +78,15 @@ S3_STORES = (*SELF_HOSTED, "s3")
 def expected_files(answers: Answers) -> set[str]:
     """Return the files that a stack with these answers has, but for the core of stackops."""
     backend, store, auth = answers["backend"], answers["artifact_store"], answers["auth"]
-    files = set(ALWAYS)
+    files = set(ALWAYS) | {
+        f"stackops/stackops/migration/{n}.py" for n in ("__init__", "files", "prepare", "report", "switches")
+    }
     if backend == "sqlite":
-        files |= {"stackops/stackops/backends/sqlite.py"}
+        files |= {"stackops/stackops/backends/sqlite.py", "stackops/stackops/movein.py"}
     else:
         files |= {"stackops/stackops/backends/postgres.py", *_locked("postgres")}
         files |= {f"pgloader/{name}" for name in ("Dockerfile", "entrypoint.sh", "migration.load")}
-        files |= {"scripts/migrate.sh", "stackops/stackops/migrate.py"}
+        files |= {"stackops/stackops/migrate.py"}
         files |= {f"stackops/stackops/migration/{name}.py" for name in MIGRATION}
     if backend == "postgres":
         files |= {"postgres/initdb.d/10-mlflow.sh", f"{ROTATION}/role.py"}
@@ -135,7 +137,7 @@ def _locked(name: str) -> set[str]:
 # The parts of stackops that belong to one answer; everything else in it is its core and always there.
 STACKOPS_PARTS = re.compile(
     r"stackops/stackops/(backends|stores)/(?!__init__|relay)\w+\.py|stackops/stackops/"
-    r"((bucket|user|limiter|htpasswd|login|accounts|guard|grant|migrate|sso|token)\.py|migration/\w+\.py|"
+    r"((bucket|user|limiter|htpasswd|login|accounts|guard|grant|migrate|movein|sso|token)\.py|migration/\w+\.py|"
     r"rotation/(account|given|hash|keylist|pair|role)\.py)"
 )
 
@@ -318,7 +320,10 @@ WORDS: dict[str, tuple[Callable[[Answers], bool], str]] = {
     "a login": (lambda a: a["auth"] != "none", r"admin_password"),
     "users": (lambda a: a["auth"] in ("basic", "mlflow"), r"user-add"),
     "permissions": (lambda a: a["auth"] in ("mlflow", "oidc"), r"make grant"),
-    "make local": (lambda a: (a["backend"], a["artifact_store"]) == ("sqlite", "local"), r"make local|local-check"),
+    "make local": (
+        lambda a: (a["backend"], a["artifact_store"]) == ("sqlite", "local"),
+        r"make local|local-(check|migrate)",
+    ),
 }
 PATTERNS = {part: re.compile(words, re.IGNORECASE) for part, (_, words) in WORDS.items()}
 

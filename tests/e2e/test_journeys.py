@@ -239,8 +239,11 @@ with mlflow.start_run(experiment_id="0", run_name="in Default"):
 )
 
 
-def test_mlruns_to_postgres(tmp_path: Path) -> None:
-    """What MLflow 2.22 wrote into ./mlruns is in PostgreSQL, under experiments with new ids."""
+OR_SQLITE = "## Or: a stack with SQLite"
+
+
+def test_mlruns_to_a_stack(tmp_path: Path) -> None:
+    """What MLflow 2.22 wrote into ./mlruns is in PostgreSQL, under experiments with new ids, and in SQLite."""
     engine()
     env, home = environment(), tmp_path / "Users" / "bob" / "churn"
     home.mkdir(parents=True)
@@ -257,8 +260,24 @@ def test_mlruns_to_postgres(tmp_path: Path) -> None:
     }
     shell = Shell(tmp_path, env, instead)
     with gone_afterwards(tracking):
-        shell.play(PAGES / "mlruns.md", end=BACK)
+        shell.play(PAGES / "mlruns.md", end=OR_SQLITE)
         assert contents(tracking) == json.loads(before.splitlines()[-1])
+    shell.close()
+    solo = Stack(tmp_path / "solo")
+    instead |= template("solo", port)
+    del instead["localhost:5000"]
+    shell = Shell(tmp_path, env, instead | {"localhost:5000": f"localhost:{port}"})
+    with gone_afterwards(solo):
+        shell.play(PAGES / "mlruns.md", start=OR_SQLITE, end=BACK)
+        assert contents(solo) == json.loads(before.splitlines()[-1])
+        # With rows there it is refused, and the server runs on; what is replaced comes back.
+        assert "REPLACE=1" in solo.make("migrate", "FROM=../old/mlruns", fails=True)
+        assert "ready" in solo.make("status")
+        said = solo.make("migrate", "FROM=../old/mlruns", "REPLACE=1")
+        (backup,) = (solo.folder / "backups").iterdir()
+        assert f"FROM=backups/{backup.name} REPLACE=1 brings it back" in said
+        solo.make("migrate", f"FROM=backups/{backup.name}", "REPLACE=1")
+        assert contents(solo) == json.loads(before.splitlines()[-1])
     shell.close()
     shutil.move(tmp_path / "old", home)
     serve = "MLFLOW_ALLOW_FILE_STORE=true mlflow server --backend-store-uri ./mlruns"

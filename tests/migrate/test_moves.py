@@ -169,3 +169,44 @@ def test_artifact_locations_are_rewritten(mover, rich_store):
         "logged_models",
     }
     assert different == "model_versions"
+
+
+@pytest.fixture
+def reporting(mover):
+    """A role that only reads, and may do some things more: in a replaced table too."""
+    role = f"reporting_{mover.database}"
+    mover.server.sql(f"CREATE ROLE {role}")
+    for grant in (
+        f"SELECT ON ALL TABLES IN SCHEMA public TO {role}",
+        f"UPDATE (name), INSERT (name) ON experiments TO {role}",
+        f"DELETE ON runs TO {role} WITH GRANT OPTION",
+        f"USAGE ON ALL SEQUENCES IN SCHEMA public TO {role}",
+        "SELECT ON metrics TO PUBLIC",
+    ):
+        mover.server.sql(f"GRANT {grant}", mover.database, "mlflow")
+    yield role
+    mover.server.sql(f"DROP OWNED BY {role}", mover.database)
+    mover.server.sql(f"DROP ROLE {role}")
+
+
+def allowed(mover) -> list[tuple]:
+    """Return what PostgreSQL itself says of who may do what with each table, column and sequence."""
+    return mover.server.sql(
+        "SELECT 'table', grantee, table_name, privilege_type, is_grantable FROM information_schema.table_privileges "
+        "WHERE table_schema = 'public' UNION ALL "
+        "SELECT column_name, grantee, table_name, privilege_type, is_grantable "
+        "FROM information_schema.column_privileges "
+        "WHERE table_schema = 'public' UNION ALL "
+        "SELECT 'sequence', g.grantee::regrole::text, relname, privilege_type, is_grantable::text "
+        "FROM pg_class, aclexplode(relacl) g WHERE relkind = 'S' AND relnamespace = 'public'::regnamespace "
+        "ORDER BY 1, 2, 3, 4",
+        mover.database,
+    )
+
+
+@pytest.mark.parametrize("engine", ["copy", "pgloader"])
+def test_what_other_roles_may_do_stays(mover, reporting, empty_store, engine):
+    before = allowed(mover)
+    assert {row[1] for row in before} == {"PUBLIC", "mlflow", reporting}
+    mover.load(empty_store, engine=engine)
+    assert allowed(mover) == before

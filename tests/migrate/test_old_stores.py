@@ -98,17 +98,21 @@ def test_an_older_postgres_is_brought_up_to_date_on_the_way(mover, team):
     assert oracle.schema(mover.server.container, mover.database) == oracle.fresh(mover.server.container)
     assert waiting(mover) == []
     assert "REPLACE=1" in move(mover, team, fails=True)
+    mover.server.sql("GRANT SELECT ON runs TO PUBLIC", mover.database)
     assert "REPLACE=1 brings it back" in move(mover, team, "--replace")
+    assert mover.server.sql(
+        "SELECT relacl::text LIKE '%,=r/%' FROM pg_class WHERE relname = 'runs'", mover.database
+    ) == [(True,)]
     with closing(psycopg2.connect(mover.dsn)) as connection, connection.cursor() as cursor:
         cursor.execute("INSERT INTO experiments (name, workspace) VALUES ('new', 'default') RETURNING experiment_id")
         assert cursor.fetchone()[0] > 1
 
 
 def test_an_older_backup_too(mover, team):
-    from stackops.migration import catalogue, source
+    from stackops.migration import catalogue, files, source
 
     with closing(psycopg2.connect(mover.server.dsn(team))) as connection, connection.cursor() as cursor:
-        tables = {n: t for n, t in catalogue.tables(cursor).items() if n not in source.VERSION_TABLES}
+        tables = {n: t for n, t in catalogue.tables(cursor).items() if n not in files.VERSION_TABLES}
         source.write_backup(connection, tables, {"tracking": "bf29a5ff90ea"}, mover.folder / "backup")
     assert "the rows go from bf29a5ff90ea" in mover.run(mover.folder / "backup")
     lost = oracle.lost(mover.server.dsn(team), mover.dsn)

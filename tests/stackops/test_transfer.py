@@ -15,6 +15,7 @@ import pytest
 from artifacts_move import copying, local, s3, stores
 from artifacts_move.copying import Journal, decide, move
 from artifacts_move.stores import Digest, Item, open_store, part_size, parts, under
+from botocore.exceptions import ClientError
 from conftest import PROJECT
 from stackops.errors import StackError
 
@@ -491,3 +492,86 @@ def test_a_refused_part_ends_the_upload_when_all_others_are_done(monkeypatch):
     assert client.events[-1] == "aborted" and len(client.events) < 100
     time.sleep(0.1)
     assert client.events[-1] == "aborted" and client.now == 0
+
+
+class Checking(Bucket):
+    """A bucket that compares what arrives with the SHA-256 that comes with it, and may do worse than that."""
+
+    def __init__(self, echoes: bool = True, checks: bool = True, together: str = ""):
+        super().__init__()
+        self.echoes, self.checks, self.together, self.read_back, self.deleted = echoes, checks, together, 0, []
+
+    def _compared(self, Body, ChecksumSHA256):
+        if self.checks and ChecksumSHA256 != s3.sha256(Body):
+            raise ClientError({"Error": {"Code": "BadDigest"}}, "PutObject")
+        return {"ChecksumSHA256": ChecksumSHA256} if self.echoes else {}
+
+    def put_object(self, Key, Body, ChecksumSHA256, **_):
+        self.content = Body
+        return {"ETag": '"an ETag that is no MD5"', **self._compared(Body, ChecksumSHA256)}
+
+    def upload_part(self, Body, ChecksumSHA256, **words):
+        return {**self._compared(Body, ChecksumSHA256), **super().upload_part(Body=Body, **words)}
+
+    def complete_multipart_upload(self, MultipartUpload, **_):
+        assert all(s3.sha256(self.parts[p["PartNumber"]]) == p["ChecksumSHA256"] for p in MultipartUpload["Parts"])
+        sent = super().complete_multipart_upload(MultipartUpload)
+        return sent if not self.together else {"ETag": self.together}
+
+    def get_object(self, **_):
+        self.read_back += 1
+        return {"Body": Body(self.content)}
+
+    def delete_object(self, Key, **_):
+        self.deleted.append(Key)
+
+
+class Body:
+    def __init__(self, content: bytes):
+        self.content = content
+
+    def iter_chunks(self, size: int):
+        yield self.content
+
+
+@pytest.mark.parametrize(
+    ("client", "expected"),
+    [(Checking(), True), (Checking(echoes=False), False), (Checking(checks=False), False)],
+    ids=["checks", "says nothing", "takes anything"],
+)
+def test_a_server_is_believed_once_it_has_refused_a_wrong_checksum(client, expected, monkeypatch):
+    store = bucket_with(client, monkeypatch)
+    assert store.checks() is expected
+    assert client.deleted and all(key.startswith(stores.PROBES) for key in client.deleted)
+
+
+def test_a_checksum_that_the_owner_has_set_is_left_alone(monkeypatch):
+    store = bucket_with(Checking(), monkeypatch)
+    store.extra = {"ChecksumAlgorithm": "CRC32"}
+    assert store.checks() is False
+
+
+@pytest.mark.parametrize("size", [300, 40_500])
+@pytest.mark.parametrize("doubt", ["none", "no checksum comes back", "an ETag that says nothing"])
+def test_what_a_checking_server_took_is_not_read_back_unless_there_is_doubt(size, doubt, monkeypatch):
+    client = Checking(together='"opaque"' if doubt.startswith("an ETag") else "")
+    store = bucket_with(client, monkeypatch)
+    assert store.checks()
+    client.echoes = doubt != "no checksum comes back"
+    data = os.urandom(size)
+    assert store.write("x.bin", size, [data]).size == size and client.content == data
+    doubtful = doubt == "no checksum comes back" or (doubt != "none" and size > 1000)
+    assert client.read_back == doubtful
+    if doubtful:
+        monkeypatch.setattr(client, "get_object", lambda **_: {"Body": Body(data[:-1] + bytes([data[-1] ^ 1]))})
+        with pytest.raises(StackError, match="gave back other bytes"):
+            store.write("x.bin", size, [data])
+
+
+def test_another_checksum_than_ours_is_an_error(monkeypatch):
+    client = Checking()
+    store = bucket_with(client, monkeypatch)
+    assert store.checks()
+    monkeypatch.setattr(client, "_compared", lambda Body, ChecksumSHA256: {"ChecksumSHA256": s3.sha256(b"other")})
+    with pytest.raises(StackError, match="stored other bytes than were sent"):
+        store.write("x.bin", 3, [b"abc"])

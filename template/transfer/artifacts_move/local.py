@@ -8,7 +8,7 @@ from pathlib import Path
 
 from stackops.errors import StackError
 
-from artifacts_move.stores import CHUNK, PROBES, Item
+from artifacts_move.stores import PART, PROBES, Item
 
 WORK = ".artifacts-move"
 
@@ -51,7 +51,7 @@ class Store:
 
     def read(self, name: str) -> Iterator[bytes]:
         with open(self.root / name, "rb") as file:
-            while piece := file.read(CHUNK):
+            while piece := file.read(PART):  # whole parts: nobody has to join them
                 yield piece
 
     def write(self, name: str, size: int, pieces: Iterable[bytes]) -> Item:

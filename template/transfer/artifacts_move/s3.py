@@ -99,7 +99,10 @@ class Store:
         kind = mimetypes.guess_type(name)[0]
         extra = {**({"ContentType": kind} if kind else {}), **self.extra}
         if size <= PART:
-            return self._item(name, size, self._put(self.client.put_object, Body=b"".join(pieces), **place, **extra))
+            sent = self._put(self.client.put_object, Body=b"".join(pieces), **place, **extra)
+            if self.checked and not sent["confirmed"]:
+                self._read_again(name, size, [sent])
+            return self._item(name, size, sent)
         self._forget(place)
         started = {**place, **extra, **({"ChecksumAlgorithm": "SHA256"} if self.checked else {})}
         upload = {**place, "UploadId": self.client.create_multipart_upload(**started)["UploadId"]}
@@ -114,13 +117,14 @@ class Store:
                     ahead[arrived].result()  # a store that refuses a part is not sent the rest
                     arrived += 1
             kept = ("ETag", "ChecksumSHA256") if self.checked else ("ETag",)
-            sums = [{"PartNumber": n, **{key: one.result()[key] for key in kept}} for n, one in enumerate(ahead, 1)]
+            sent_parts = [one.result() for one in ahead]
+            sums = [{"PartNumber": n, **{key: one[key] for key in kept}} for n, one in enumerate(sent_parts, 1)]
             sent = self.client.complete_multipart_upload(**upload, MultipartUpload={"Parts": sums})
         except BaseException:
             wait(ahead)  # a part that arrives after the end would stay for ever
             self.client.abort_multipart_upload(**upload)
             raise
-        if self.checked and not together(sums, sent):
+        if self.checked and not (all(one["confirmed"] for one in sent_parts) and together(sums, sent)):
             self._read_again(name, size, sums)
         return self._item(name, size, sent)
 
@@ -140,14 +144,17 @@ class Store:
         return done
 
     def _put(self, call: Callable[..., dict], Body: bytes, **words) -> dict:
-        """Send some bytes; a server that checks gets their SHA-256 with them, and must give it back."""
+        """Send some bytes; a server that checks gets their SHA-256 with them, and is to give it back."""
         if not self.checked:
             return call(Body=Body, **words)
         ours = sha256(Body)
         sent = call(Body=Body, ChecksumSHA256=ours, **words)
-        if sent.get("ChecksumSHA256") != ours:
-            raise StackError(f"{words['Key']}: {self.where} did not confirm the checksum; check it, then try again")
-        return sent
+        theirs = sent.get("ChecksumSHA256")
+        if theirs not in (None, ours):
+            raise StackError(
+                f"{words['Key']}: {self.where} stored other bytes than were sent; check it, then try again"
+            )
+        return {**sent, "ChecksumSHA256": ours, "confirmed": theirs == ours}
 
     def _read_again(self, name: str, size: int, sums: list[dict]) -> None:
         """Raise StackError if an object does not consist of the parts with these checksums."""

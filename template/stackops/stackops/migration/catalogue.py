@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from stackops.errors import StackError
-from stackops.migration.values import quoted
+from stackops.migration.files import quoted
 
 KINDS = {
     "integer": "int4",
@@ -88,6 +88,21 @@ WHERE s.relkind = 'S' AND s.relnamespace = current_schema()::regnamespace
 ORDER BY r.relname
 """
 
+GRANTS = """
+WITH granted AS (
+    SELECT c.relkind, c.relname, c.relowner, NULL::name AS attname, g.*
+    FROM pg_class c CROSS JOIN aclexplode(c.relacl) g
+    WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p', 'S')
+    UNION ALL
+    SELECT c.relkind, c.relname, c.relowner, a.attname, g.*
+    FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid CROSS JOIN aclexplode(a.attacl) g
+    WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p')
+)
+SELECT DISTINCT CASE relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, relname, attname, privilege_type,
+       CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END, is_grantable
+FROM granted WHERE grantee <> relowner ORDER BY 1, 2, 3, 4, 5, 6
+"""
+
 
 @dataclass(frozen=True)
 class Column:
@@ -164,6 +179,16 @@ def everything(cursor) -> list[str]:
     (schema,) = cursor.fetchone()
     cursor.execute(EVERYTHING)
     return sorted(line.replace(f"{schema}.", "") for (line,) in cursor.fetchall())
+
+
+def grants(cursor) -> list[str]:
+    """Return the statements that give others what they may do with the tables and sequences."""
+    cursor.execute(GRANTS)
+    return [
+        f"GRANT {privilege}{f' ({quoted(column)})' if column else ''} ON {kind} {quoted(name)} TO {role}"
+        + (" WITH GRANT OPTION" if grantable else "")
+        for kind, name, column, privilege, role, grantable in cursor.fetchall()
+    ]
 
 
 def take_apart(table: Table, foreign_keys_only: bool) -> tuple[list[str], list[str]]:

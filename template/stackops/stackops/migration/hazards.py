@@ -5,14 +5,15 @@ SQLite checks neither lengths nor types nor the encoding of text, and foreign ke
 
 import json
 import sqlite3
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from stackops import artifact_uris
 from stackops.errors import one_line
 from stackops.migration.catalogue import Column, ForeignKey, Table
+from stackops.migration.files import quoted
+from stackops.migration.report import Hazard
 from stackops.migration.source import SQLite
-from stackops.migration.values import quoted
 
 INT4 = 2**31 - 1
 
@@ -27,72 +28,6 @@ FIXES = {
     "rollups": "leaves out the daily sums of traces, which MLflow can make again from the traces",
 }
 """The repairs that FIX= may name; they are made on the copy."""
-
-
-@dataclass(frozen=True)
-class Hazard:
-    """Rows that would not arrive as they are; `fix` is what to add to the command, or empty: ask a person."""
-
-    code: str
-    table: str
-    column: str
-    count: int
-    example: str
-    why: str
-    fix: str
-
-    def as_dict(self) -> dict:
-        """Return it for --json."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Switch:
-    """A variable of the server's without which MLflow does not start over some rows."""
-
-    variable: str
-    tables: tuple[str, ...]
-    column: str
-    why: str
-    fix: str
-
-    def is_on(self, env: Mapping[str, str]) -> bool:
-        """Whether the server of this stack has it, as MLflow reads it."""
-        return env.get(self.variable, "").lower() in ("true", "1")
-
-    def remedy(self, copied: bool) -> str:
-        """Return what to do: a repair needs a copy."""
-        return (
-            in_words(self.fix) if self.fix and copied else f"{self.variable}=true, in compose.override.yaml"
-        )
-
-
-ROLLUPS = ("sql_trace_metric_daily_rollups", "sql_span_cost_daily_rollups", "sql_assessment_daily_rollups")
-ROLLUP_QUEUE = "sql_trace_rollup_rebuild_queue"
-SWITCHES = (
-    Switch(
-        "MLFLOW_ENABLE_WORKSPACES", ("experiments", "registered_models", "webhooks"), "workspace",
-        "in another workspace than 'default', over which the server would not start", "",
-    ),
-    Switch(
-        "MLFLOW_SQL_TRACE_ROLLUPS_ENABLED", ROLLUPS, "",
-        "daily sums of traces, over which the server would not start", "rollups",
-    ),
-)  # fmt: skip
-
-
-def switched_off(source, moved: Collection[str], env: Mapping[str, str], copied: bool) -> list[Hazard]:
-    """Return the rows over which the server of this stack would not start, because it lacks a variable."""
-    found = []
-    for switch in SWITCHES:
-        for name in moved if not switch.is_on(env) else ():
-            if name not in switch.tables or (switch.column and switch.column not in source.tables[name]):
-                continue
-            count = source.total(name, f"{switch.column} <> 'default'" if switch.column else "1 = 1")
-            if count:
-                remedy = switch.remedy(copied)
-                found.append(Hazard("switch", name, switch.column, count, "", switch.why, remedy))
-    return found
 
 
 @dataclass(frozen=True)

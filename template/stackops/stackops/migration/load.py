@@ -12,8 +12,8 @@ from contextlib import contextmanager
 
 from stackops.errors import StackError, one_line
 from stackops.migration import catalogue, verify
+from stackops.migration.files import quoted
 from stackops.migration.target import Target
-from stackops.migration.values import quoted
 
 Say = Callable[[str], None]
 

@@ -13,9 +13,8 @@ from dataclasses import replace
 from stackops.backends import postgres
 from stackops.errors import StackError, one_line
 from stackops.migration import catalogue, load, verify
-from stackops.migration.source import VERSION_TABLES
+from stackops.migration.files import VERSION_TABLES, quoted
 from stackops.migration.target import Target, settle
-from stackops.migration.values import quoted
 
 Say = Callable[[str], None]
 
@@ -134,6 +133,7 @@ def _replace(target: Target) -> None:
         cursor.execute("SET LOCAL search_path TO DEFAULT")
         cursor.execute("SELECT quote_ident(current_schema())")
         (schema,) = cursor.fetchone()
+        granted = catalogue.grants(cursor)
         cursor.execute(f"DROP TABLE {', '.join(f'{schema}.{quoted(name)}' for name in tables)}")
         for name in functions:
             plain = name.removeprefix(f"{SCHEMA}.")
@@ -142,3 +142,10 @@ def _replace(target: Target) -> None:
         for name in tables:
             cursor.execute(f"ALTER TABLE {SCHEMA}.{quoted(name)} SET SCHEMA {schema}")
         cursor.execute(f"DROP SCHEMA {SCHEMA}")
+        for statement in granted:  # the new tables have none
+            cursor.execute(statement)
+        if catalogue.grants(cursor) != granted:
+            raise StackError(
+                f"what other roles may do in the {target.called} came out different; nothing was changed, "
+                "please report this"
+            )

@@ -1,23 +1,18 @@
 """The database of this stack, as the place where rows go."""
 
-import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from stackops import schema
 from stackops.backends import postgres
 from stackops.errors import StackError, one_line
-from stackops.migration import catalogue, source
-from stackops.migration.values import quoted
+from stackops.migration import catalogue, files
+from stackops.migration.files import SEEDED, quoted
 
 PATIENCE = (
     20  # seconds for the sessions of a server that has just been stopped, or of a killed migration, to end
 )
-
-SEEDED = {"experiments": "experiment_id = 0", "workspaces": "name = 'default'", "users": "username = 'admin'"}
-"""What a fresh stack already has: it may be replaced without a word."""
 
 SETTINGS = (
     "SET LOCAL statement_timeout = 0",
@@ -45,18 +40,7 @@ class Target:
     def mlflow_tables(self, part: str) -> set[str]:
         """Return the tables of a part that MLflow itself has made: not the version table, not the owner's
         own."""
-        return own_tables(part) & set(self.tables)
-
-
-def own_tables(part: str) -> set[str]:
-    """Return the names of a part's tables, read from the installed MLflow's files (see `source.history`)."""
-    if part == "users":
-        files = schema.migrations("server", "auth", "db", "migrations", "versions").glob("*.py")
-        pattern = r'create_table\(\s*["\'](\w+)'
-    else:
-        files = schema.migrations("store").glob("*/dbmodels/models.py")
-        pattern = r'__tablename__ = "(\w+)"'
-    return {name for file in files for name in re.findall(pattern, file.read_text(encoding="utf-8"))}
+        return files.own_tables(part) & set(self.tables)
 
 
 @contextmanager
@@ -83,14 +67,14 @@ def opened(env: Mapping[str, str]) -> Iterator[Target]:
                 )
             tables = catalogue.tables(cursor)
             parts = {}
-            for part in source.PARTS.values():
+            for part in files.PARTS.values():
                 if part.version_table in tables:
                     cursor.execute(f"SELECT version_num FROM {part.version_table}")
                     if row := cursor.fetchone():
                         parts[part.name] = row[0]
-        for name in source.VERSION_TABLES:
+        for name in files.VERSION_TABLES:
             tables.pop(name, None)
-        if parts.get("tracking") != source.history("tracking").newest:
+        if parts.get("tracking") != files.history("tracking").newest:
             raise StackError(
                 f"{called} does not have the tables of this MLflow version yet; run make up first"
             )

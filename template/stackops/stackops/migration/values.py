@@ -11,6 +11,8 @@ import struct
 from collections.abc import Sequence
 from hashlib import md5
 
+from stackops.migration.files import quoted
+
 NULL = b"\\N"
 ESCAPES = ((b"\\", b"\\\\"), (b"\t", b"\\t"), (b"\n", b"\\n"), (b"\r", b"\\r"))
 
@@ -112,8 +114,3 @@ def checksum_sql(table: str, columns: Sequence[tuple[str, str]]) -> str:
     texts = [f"coalesce({POSTGRES[kind].format(quoted(name))}, 'N')" for name, kind in columns]
     row = f"('x' || substr(md5({' || '.join(texts)}), 1, 16))::bit(64)::bigint"
     return f"SELECT count(*), coalesce(sum({row}), 0)::text FROM {table}"
-
-
-def quoted(name: str) -> str:
-    """Return an identifier for SQL."""
-    return '"' + name.replace('"', '""') + '"'

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from stackops.errors import StackError
 from stackops.migration import catalogue, values
+from stackops.migration.files import quoted
 from stackops.migration.source import Sums
 from stackops.migration.target import Target
-from stackops.migration.values import quoted
 
 
 def shape(target: Target) -> list[str]:
