@@ -50,11 +50,15 @@ ALWAYS = {
     "mlflow/requirements/transfer.in",
     "mlflow/requirements/transfer.txt",
     "scripts/artifacts-move.sh",
+    "scripts/backup-place.sh",
+    "scripts/backup.sh",
     "scripts/doctor.sh",
     "scripts/eject.sh",
     "scripts/init.sh",
     "scripts/lint.sh",
+    "scripts/lock.sh",
     "scripts/other-stack.sh",
+    "scripts/restore.sh",
     "scripts/rotate-secrets.sh",
     "scripts/rotating.sh",
     "scripts/up.sh",
@@ -84,6 +88,7 @@ def expected_files(answers: Answers) -> set[str]:
     else:
         files |= {"stackops/stackops/backends/postgres.py", *_locked("postgres")}
         files |= {f"pgloader/{name}" for name in ("Dockerfile", "entrypoint.sh", "migration.load")}
+        files |= {"transfer/postgres-client.sh"}
         files |= {"scripts/migrate.sh", "stackops/stackops/migrate.py"}
         files |= {f"stackops/stackops/migration/{name}.py" for name in MIGRATION}
     if backend == "postgres":
@@ -336,6 +341,15 @@ ALLOWED: tuple[tuple[str, str, re.Pattern[str]], ...] = (
         for part in ("local artifacts", "our own object store", "S3", "Azure", "Google", "sqlite")
         for path in ("transfer/", "scripts/artifacts-move.sh", "mlflow/requirements/transfer.in")
     ),
+    # So are places for backups; and a backup of SQLite is loaded into PostgreSQL.
+    *(
+        (part, path, re.compile(r"(?s).*"))
+        for part in ("S3", "Azure", "Google")
+        for path in ("scripts/backup", "scripts/restore.sh")
+    ),
+    ("sqlite", "stackops/stackops/saving/across.py", re.compile(r"(?s).*")),
+    # PostgreSQL's own programs, which make a backup, come from its image.
+    ("our own PostgreSQL", "", re.compile(r"\bPOSTGRES_IMAGE\b")),
     # stackops reads the login's password in its core, for whichever of the two logins there is.
     ("a login", "stackops/", re.compile(r"(?s).*")),
     # One module speaks to both kinds of PostgreSQL.

@@ -100,13 +100,17 @@ def test_a_small_stack_has_only_its_commands(tmp_path):
     ):
         (tmp_path / "stackops" / f"{name}.py").unlink()
     shutil.rmtree(tmp_path / "stackops" / "migration")
+    for name in ("postgres", "across"):
+        (tmp_path / "stackops" / "saving" / f"{name}.py").unlink()
 
     def stackops(*args, **env):
         command = [sys.executable, "-m", "stackops", *args]
         return subprocess.run(command, env={"PYTHONPATH": str(tmp_path), **env}, capture_output=True, text=True)
 
     text = stackops("--help").stdout
-    assert re.findall(r"^    (\w+) ", text, re.M) == ["check", "doctor", "prepare", "prove", "ready", "rotate", "serve"]
+    assert re.findall(r"^    (\w+) ", text, re.M) == [
+        "backup", "backups", "check", "doctor", "prepare", "prove", "ready", "restore", "rotate", "serve"
+    ]  # fmt: skip
     gone = stackops("user", "list")
     assert gone.returncode == 2 and "invalid choice" in gone.stderr
     other = stackops("prepare", STACK_BACKEND="postgres")
