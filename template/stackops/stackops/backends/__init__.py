@@ -14,6 +14,10 @@ Every module offers the same functions:
     Returns when the database lets us in and may be used; raises StackError otherwise.
 `vital_signs(env)`
     What `stackops doctor` wants to know of the database.
+`size(env)`
+    The size of the data in bytes.
+`mark(env)`
+    Something that differs after a schema change that failed half-way, if such a one leaves anything.
 `exclusive(env)`
     Context manager: only one process at a time changes the schema.
 """

@@ -195,6 +195,18 @@ def vital_signs(env: Mapping[str, str]) -> dict[str, float]:
     return {"skew": skew, "connections": used, "max_connections": limit, "planned": max_connections(env)}
 
 
+def size(env: Mapping[str, str]) -> int:
+    """Return the size of the database in bytes."""
+    with closing(connect(env)) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT pg_database_size(current_database())")
+        return cursor.fetchone()[0]
+
+
+def mark(env: Mapping[str, str]) -> str:
+    """Nothing is needed: a schema change that fails leaves nothing behind."""
+    return ""
+
+
 @contextmanager
 def exclusive(env: Mapping[str, str]) -> Iterator[None]:
     """Hold an advisory lock while the schema changes; others wait for at most 15 minutes.

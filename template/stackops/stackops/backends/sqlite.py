@@ -1,6 +1,7 @@
 """SQLite: one file, one server process by default."""
 
 import fcntl
+import hashlib
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -64,6 +65,27 @@ def wait(env: Mapping[str, str], seconds: float) -> None:
 def vital_signs(env: Mapping[str, str]) -> dict[str, float]:
     """Return the size of the file in bytes."""
     return {"file": database(env).stat().st_size}
+
+
+def databases(env: Mapping[str, str]) -> list[Path]:
+    """Return the database files that there are."""
+    return [path for path in (database(env), data_dir(env) / "auth.db") if path.exists()]
+
+
+def size(env: Mapping[str, str]) -> int:
+    """Return the size of the files in bytes."""
+    return sum(path.stat().st_size for path in databases(env))
+
+
+def mark(env: Mapping[str, str]) -> str:
+    """Return the checksum of the files: a schema change that fails leaves what it has done until then."""
+    digest = hashlib.sha256()
+    for path in databases(env):
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 @contextmanager
