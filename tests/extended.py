@@ -42,6 +42,11 @@ WATCHED: dict[str, tuple[str, ...]] = {
         "template/stackops/stackops/artifact_uris.py",
         "extensions/compose/artifacts-move.yaml.jinja",
     ),
+    "tests/e2e/test_gc.py": (
+        "template/stackops/stackops/gc.py",
+        "template/stackops/stackops/cleaning/*",
+        "template/scripts/gc.sh",
+    ),
     "tests/e2e/test_access_switch.py": (
         "template/stackops/stackops/artifact_uris.py",
         "template/stackops/stackops/prepare.py",

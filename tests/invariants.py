@@ -56,6 +56,7 @@ ALWAYS = {
     "scripts/eject.sh",
     "scripts/init.sh",
     "scripts/lint.sh",
+    "scripts/gc.sh",
     "scripts/lock.sh",
     "scripts/other-stack.sh",
     "scripts/restore.sh",

@@ -109,7 +109,7 @@ def test_a_small_stack_has_only_its_commands(tmp_path):
 
     text = stackops("--help").stdout
     assert re.findall(r"^    (\w+) ", text, re.M) == [
-        "backup", "backups", "check", "doctor", "prepare", "prove", "ready", "restore", "rotate", "serve"
+        "backup", "backups", "check", "doctor", "gc", "prepare", "prove", "ready", "restore", "rotate", "serve"
     ]  # fmt: skip
     gone = stackops("user", "list")
     assert gone.returncode == 2 and "invalid choice" in gone.stderr
@@ -122,7 +122,7 @@ def test_a_small_stack_has_only_its_commands(tmp_path):
 
 
 def test_every_command_has_help(capsys):
-    for name in ("bucket", "check", "grant", "htpasswd", "prepare", "ready", "serve", "user"):
+    for name in ("bucket", "check", "gc", "grant", "htpasswd", "prepare", "ready", "serve", "user"):
         with pytest.raises(SystemExit) as stop:
             cli.main([name, "--help"])
         assert stop.value.code == 0

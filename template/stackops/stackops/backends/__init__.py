@@ -18,6 +18,10 @@ Every module offers the same functions:
     The size of the data in bytes.
 `mark(env)`
     Something that differs after a schema change that failed half-way, if such a one leaves anything.
+`engine(env)`
+    A SQLAlchemy engine that keeps foreign keys and holds no connection that it does not use.
+`REUSES_NUMBERS`
+    Whether the number of the newest experiment is given again once its row is removed.
 `exclusive(env)`
     Context manager: only one process at a time changes the schema.
 """

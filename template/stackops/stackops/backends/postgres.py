@@ -17,6 +17,7 @@ from stackops.settings import Secrets, need, runtime_dir
 PASSFILE = "pgpass"
 LOCK = 0x6D6C666C6F77  # "mlflow": the advisory lock of schema changes
 LOCK_MINUTES = 15
+REUSES_NUMBERS = False
 
 HOPELESS = (
     ("password authentication failed", "check the user and the secret db_password"),
@@ -205,6 +206,14 @@ def size(env: Mapping[str, str]) -> int:
 def mark(env: Mapping[str, str]) -> str:
     """Nothing is needed: a schema change that fails leaves nothing behind."""
     return ""
+
+
+def engine(env: Mapping[str, str]):
+    """Return a SQLAlchemy engine."""
+    import sqlalchemy
+    from sqlalchemy.pool import NullPool
+
+    return sqlalchemy.create_engine(uri(env), poolclass=NullPool)
 
 
 @contextmanager

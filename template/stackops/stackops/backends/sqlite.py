@@ -10,6 +10,8 @@ from pathlib import Path
 from stackops.errors import StackError, one_line
 from stackops.settings import Secrets, data_dir
 
+REUSES_NUMBERS = True
+
 
 def database(env: Mapping[str, str]) -> Path:
     """Return the database file."""
@@ -86,6 +88,16 @@ def mark(env: Mapping[str, str]) -> str:
         with open(path, "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def engine(env: Mapping[str, str]):
+    """Return a SQLAlchemy engine. SQLite keeps foreign keys only when each connection asks for it."""
+    import sqlalchemy
+    from sqlalchemy.pool import NullPool
+
+    made = sqlalchemy.create_engine(uri(env), poolclass=NullPool, connect_args={"timeout": 60})
+    sqlalchemy.event.listen(made, "connect", lambda one, _: one.execute("PRAGMA foreign_keys=ON"))
+    return made
 
 
 @contextmanager
