@@ -4,7 +4,7 @@
 #   make gc                        shows what would go: what was deleted more than 30 days ago; changes nothing
 #   make gc OLDER_THAN=7d APPLY=1  removes it, m, h, d or w (minutes, hours, days, weeks)
 #   TRACES_OLDER_THAN=90d          traces as well, by their age: nobody need have deleted them
-#   ORPHANS=1                      and files in the store that no row of the database names
+#   ORPHANS=1                      and files of runs, models and traces that the database does not know
 #
 # Users may go on working. An interrupted run is finished by the next one.
 set -eu

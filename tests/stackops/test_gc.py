@@ -95,6 +95,10 @@ def facts(**more):
         ({"traces": {(A, 2)}}, {B, C}, {"m-deleted"}, set()),
         # as soon as the experiment stays, its traces stay, and name runs
         ({"traces": {(A, 1)}, "versions": {B}}, {C}, {"m-deleted"}, set()),
+        # a folder in which something else has files
+        ({"guests": {(A, "alive")}}, {B, C}, {"m-deleted"}, set()),
+        ({"guests": {(A, 2), ("m-deleted", "alive")}}, {B, C}, set(), set()),
+        ({"guests": {(A, B), (B, "m-deleted"), ("m-inside", 1)}}, {A, B, C}, {"m-deleted", "m-inside"}, {1}),
         # a child that stays keeps its parents
         ({"parents": {(A, B), (B, C)}}, {A, B, C}, {"m-deleted", "m-inside"}, {1}),
         ({"parents": {(A, B), (B, "alive")}}, {C}, {"m-deleted"}, set()),
@@ -264,7 +268,7 @@ def fill(world):
     whole, held, young = (world.experiment(name) for name in ("whole", "held", "young"))
     inside = world.run(whole)
     go += [inside.run_id, world.model(whole).model_id]
-    go.append(world.trace(whole, run=inside.run_id).trace_id)
+    go.append(world.trace(whole, OLD, run=inside.run_id).trace_id)
     held_model = world.model(held)
     world.registry.create_model_version("named", f"models:/{held_model.model_id}")
     keep += [held_model.model_id, world.trace(held).trace_id]
@@ -344,10 +348,79 @@ def test_files_elsewhere_are_left_and_told(world):
     live = world.experiment("laptop", artifact_location="file:///home/me/mlruns/1")
     run = world.store.create_run(live, "u", 1, [], "r").info
     world.store.delete_run(run.run_id)
-    world.sql("UPDATE runs SET deleted_time = NULL")  # of an MLflow that did not note it
+    world.sql("UPDATE runs SET deleted_time = ?", OLD)
     done = world.gc()
     assert done.rows["runs"] == 1 and done.elsewhere == [run.artifact_uri]
     assert run.artifact_uri in world.said[-1]
+
+
+def test_deleted_at_an_unknown_time(world):
+    """Nobody can say that it was long ago."""
+    live, dead = world.experiment("live"), world.experiment("dead")
+    world.experiment("the last number")
+    run = world.run(live, OLD).run_id
+    inside = world.run(dead).run_id
+    world.delete_experiment(dead)
+    world.sql("UPDATE runs SET deleted_time = NULL")  # of an MLflow that did not note it
+    world.gc()
+    assert owned(world.files(), [run]) and owned(world.files(), [inside])
+    assert any("2: deleted nobody knows when" in text for text in world.said)
+    world.sql("UPDATE experiments SET last_update_time = NULL WHERE experiment_id = ?", int(dead))
+    world.gc()
+    assert any("1: deleted nobody knows when" in text for text in world.said)
+    done = world.gc(older_than="0d")
+    assert (done.rows["runs"], done.rows["experiments"]) == (2, 1) and not world.files()
+
+
+def test_a_trace_that_came_after_the_deletion(world):
+    """MLflow takes spans for a deleted experiment."""
+    dead = world.experiment("dead")
+    world.experiment("the last number")
+    old, new = world.trace(dead, OLD).trace_id, world.trace(dead, NEW).trace_id
+    run = world.run(dead).run_id
+    world.delete_experiment(dead)
+    done = world.gc()
+    assert done.rows == {"runs": 1} and not owned(world.files(), [run])
+    assert len(owned(world.files(), [old, new])) == 2
+
+
+def test_files_of_others_in_the_folder_of_a_deleted_run(world):
+    """A model, a run and an experiment whose places somebody put there; a stranger is left alone by the removal too."""
+    live = world.experiment("live")
+    host, plain = world.run(live, OLD), world.run(live, OLD)
+    tenants = world.experiment("tenants", artifact_location=f"{plain.artifact_uri}/deeper")
+    model = world.store.create_logged_model(live, "m", None, [], [], None)
+    inner = f"{host.artifact_uri}/models/{model.model_id}/artifacts"
+    world.sql("UPDATE logged_models SET artifact_location = ? WHERE model_id = ?", inner, model.model_id)
+    world.file(inner, "MLmodel")
+    world.run(tenants)
+    files = world.files()
+    done = world.gc()
+    assert world.files() == files and not done.rows.get("runs")
+    assert any("2: files of something else are in its folder" in text for text in world.said)
+    # Nobody but the model's own row says now that the file is its: it stays when the run goes.
+    world.sql("UPDATE logged_models SET artifact_location = '' WHERE model_id = ?", model.model_id)
+    with pytest.raises(StackError, match="is still in the store"):
+        world.gc()
+    assert (
+        owned(world.files(), [model.model_id])
+        and not (world.root / places.inside(host.artifact_uri, "") / "file.txt").exists()
+    )
+
+
+def test_one_that_is_registered_meanwhile_stays(world, monkeypatch):
+    live = world.experiment("live")
+    runs = [world.run(live, OLD) for _ in range(2)]
+    written = Pending.write
+
+    def register(self, folders):
+        written(self, folders)
+        world.registry.create_registered_model("late")
+        world.registry.create_model_version("late", f"{runs[0].artifact_uri}/model")
+
+    monkeypatch.setattr(Pending, "write", register)
+    done = world.gc()
+    assert done.rows["runs"] == 1 and owned(world.files(), [runs[0].run_id]) == world.files()
 
 
 class Interrupted(BaseException):
@@ -421,10 +494,18 @@ def test_unusual_places_name_what_they_mean(world):
     world.registry.create_registered_model("named")
     world.registry.create_model_version("named", "mlflow-artifacts:/copied/model")
     kept = [world.file(f"mlflow-artifacts:/{where}") for where in ("by/hand", "copied/model/x")]
-    gone = [world.file(f"mlflow-artifacts:/{where}") for where in ("by/handful", "copied")]
+    gone = [world.file(f"mlflow-artifacts:/{where}/{C}/artifacts") for where in ("by/handful", "copied")]
     world.gc(orphans=True)
     assert [path.exists() for path in kept + gone] == [True, True, False, False]
     assert owned(world.files(), [model.model_id])
+
+
+def test_what_is_not_mlflows_is_nobodys_business(world):
+    """Another program may keep files in the same bucket."""
+    other = [world.file(f"mlflow-artifacts:/{where}") for where in ("reports/2020", "1/models")]
+    done = world.gc(orphans=True)
+    assert done.files == 0 and all(path.exists() for path in other)
+    assert any("not MLflow" in text for text in world.said)
 
 
 def test_many(world, monkeypatch):

@@ -1,8 +1,9 @@
 """Removes for good what was deleted: runs, experiments and logged models, and their files in the store.
 
 MLflow only marks them. Shows what would go; --apply does it. Traces go when they are older than
---traces-older-than, and files that no row of the database names with --orphans. Nothing goes that a live
-model version, a live run or a trace still names. Safe to interrupt, and to run again.
+--traces-older-than, and files of runs, models and traces that the database does not know with --orphans.
+Nothing goes that a live model version, a live run or a trace still names. Safe to interrupt, and to run
+again.
 """
 
 import argparse
@@ -47,7 +48,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--traces-older-than", default="", metavar="TIME", help="remove traces that began before that"
     )
-    parser.add_argument("--orphans", action="store_true", help="remove files that no row names")
+    parser.add_argument("--orphans", action="store_true", help="remove files of unknown runs")
     parser.add_argument("--apply", action="store_true", help="do it; without, only show what would go")
 
 
@@ -70,7 +71,11 @@ def order(args: argparse.Namespace, now: float) -> Order:
     if args.traces_older_than:
         traces = int((now - seconds(args.traces_older_than, "TRACES_OLDER_THAN")) * 1000)
     return Order(
-        rows.Cuts(cut, traces), now - max(age, UPLOAD), args.orphans, args.older_than, args.traces_older_than
+        rows.Cuts(cut, traces, not age),
+        now - max(age, UPLOAD),
+        args.orphans,
+        args.older_than,
+        args.traces_older_than,
     )
 
 
@@ -104,7 +109,7 @@ def clean(
         going = rows.settle(facts)
         number = rows.traces(connection, None, wanted.cuts.traces)[0] if wanted.traces_older_than else 0
         number += sum(rows.traces(connection, one, None)[0] for one in sorted(going.experiments))
-        named = {path for text in rows.unusual(connection) if (path := places.inside(text, root))}
+    named = {path for text in facts.unusual if (path := places.inside(text, root))}
     say("looking through the store")
     found, examples = look_through(engine, store.items(env), going, wanted, named, say)
     say(table(going, number, found, wanted, examples))
@@ -157,7 +162,7 @@ def remove(env, remover: Remover, facts: rows.Facts, going: rows.Going, wanted: 
     if wanted.cuts.traces is not None:
         remover.traces(delete, None, wanted.cuts.traces, lambda: True, tell)
     for experiment in sorted(going.experiments):
-        remover.traces(delete, experiment, None, still(experiment), tell)
+        remover.traces(delete, experiment, wanted.cuts.deleted, still(experiment), tell)
     models = {id: facts.models[id][1] for id in going.models}
     remover.table(MODEL, models, wanted.cuts, going.experiments, tell)
     remover.table(RUN, {id: facts.runs[id][1] for id in going.runs}, wanted.cuts, (), tell)
@@ -214,6 +219,8 @@ def table(going: rows.Going, traces: int, found: Mapping, wanted: Order, example
         )
     files, size = found.get("live", (0, 0))
     lines.append(f"{'live':<13}{'':>9}{files:>11,}{human(size):>12}   all")
+    if others := found.get("others"):
+        lines.append(f"{'not MLflow':<13}{'':>9}{others[0]:>11,}{human(others[1]):>12}   all")
     lines += [f"  orphans in {folder}" for folder in examples]
     return "\n".join(lines)
 

@@ -87,9 +87,23 @@ class Remover:
             alive = rows.existing(connection, folders)
         for id, folder in folders.items():
             if id not in alive:
-                self.files(name_size[:2] for name_size in self.store.items(self.env, folder))
+                self.files(self.own(self.store.items(self.env, folder), folder))
                 self.done.folders = [*self.done.folders[-19:], folder]
         self.pending.forget()
+
+    def own(self, items: Iterable[tuple[str, int, float]], folder: str) -> Iterator[tuple[str, int]]:
+        """Yield (path, bytes) of the files below a folder, but for those that belong to something alive."""
+        items = iter(items)
+        while some := list(itertools.islice(items, AT_ONCE)):
+            guests = {id for name, _, _ in some for id in places.ids(name.removeprefix(folder))}
+            if guests:
+                with self.engine.connect() as connection:
+                    guests = rows.existing(connection, guests)
+            yield from (
+                (name, size)
+                for name, size, _ in some
+                if not guests & {*places.ids(name.removeprefix(folder))}
+            )
 
     def files(self, found: Iterable[tuple[str, int]]) -> None:
         """Remove files of the store: (path, bytes)."""
@@ -154,8 +168,9 @@ def verdicts(
     named: set[str],
     young: float,
 ) -> Iterator[tuple[str, int, str]]:
-    """Yield (path, bytes, whose) of every file: `runs`, `models`, `traces`, `live`, `orphans`, or `young` for
-    one that nobody names but that is newer than `young`, so that it may be of an upload that is going on.
+    """Yield (path, bytes, whose) of every file: `runs`, `models`, `traces`, `live`, `orphans`, `young` for an
+    orphan that is newer than `young`, so that it may be of an upload that is going on, or `others` for what
+    has no folder as MLflow names them.
 
     `named`: folders and files that rows name in an unusual way. Files are looked at in thousands.
     """
@@ -166,7 +181,8 @@ def verdicts(
             alive = rows.existing(connection, asked)
             old = rows.old_traces(connection, cuts.traces, alive) if cuts.traces is not None else set()
         for name, size, modified in some:
-            ids = [id for id in places.ids(name) if id in alive]
+            named_ids = places.ids(name)
+            ids = [id for id in named_ids if id in alive]
             if any(id in going.runs for id in ids):
                 whose = "runs"
             elif any(id in going.models for id in ids):
@@ -175,6 +191,8 @@ def verdicts(
                 whose = "traces"
             elif ids or any(above in named for above in places.ancestors(name)):
                 whose = "live"
+            elif not named_ids:
+                whose = "others"
             else:
                 whose = "orphans" if modified < young else "young"
             yield name, size, whose

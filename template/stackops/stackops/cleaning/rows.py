@@ -4,7 +4,7 @@
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,10 +20,11 @@ SOME = 400  # ids in one statement
 @dataclass(frozen=True)
 class Cuts:
     """Before which time (milliseconds since 1970) something must have been deleted to go, and a trace begun
-    (None: no trace goes)."""
+    (None: no trace goes). `undated`: what was deleted at an unknown time goes as well."""
 
     deleted: int
     traces: int | None = None
+    undated: bool = False
 
 
 @dataclass
@@ -32,8 +33,12 @@ class Facts:
 
     `runs` and `models`: id -> (experiment, location); among the models are also those of deleted experiments,
     and only `deleted_models` were deleted themselves. `busy`: experiments with runs that are alive, or were
-    deleted later. `reserved`: experiments that always stay. `versions`: ids that live model versions name.
-    `traces`: (run, experiment of a trace that names it). `parents`: (run, child that names it).
+    deleted later, or with traces that began later. `reserved`: experiments that always stay. `versions`: ids
+    that live model versions name. `traces`: (run, experiment of a trace that names it). `parents`: (run,
+    child that names it). `guests`: (run or model, the run, model, trace or experiment that has files in its
+    folder).
+    `undated`: how many runs and experiments stay because nobody noted when they were deleted. `unusual`:
+    locations where MLflow itself would not have put what is there.
     """
 
     runs: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -45,6 +50,9 @@ class Facts:
     versions: set[str] = field(default_factory=set)
     traces: set[tuple[str, int]] = field(default_factory=set)
     parents: set[tuple[str, str]] = field(default_factory=set)
+    guests: set[tuple[str, str | int]] = field(default_factory=set)
+    undated: Mapping[str, int] = field(default_factory=dict)
+    unusual: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ def settle(facts: Facts) -> Going:
                 why[(what, id)] = reason
 
     for reason, ids in (
-        ("has runs that stay", facts.busy),
+        ("has runs or traces that stay", facts.busy),
         ("its number would be given again", facts.reserved),
     ):
         for id in ids & facts.experiments:
@@ -82,14 +90,19 @@ def settle(facts: Facts) -> Going:
         keep("models", [m for m in undeleted if facts.models[m][0] not in experiments], "", models)
         keep("runs", [r for r, where in facts.traces if where not in experiments], "a trace names it", runs)
         keep("runs", [r for r, child in facts.parents if child not in runs], "a run below it stays", runs)
+        hosts = [id for id, guest in facts.guests if guest not in runs | models | experiments]
+        keep("runs", hosts, "files of something else are in its folder", runs)
+        keep("models", hosts, "files of something else are in its folder", models)
         inhabited = {where for id, (where, _) in facts.runs.items() if id not in runs}
         inhabited |= {where for id, (where, _) in facts.models.items() if id not in models}
         keep("experiments", inhabited, "has runs or models that stay", experiments)
         if before == (len(runs), len(models), len(experiments)):
             break
-    return Going(
-        runs, models, experiments, Counter((what, reason) for (what, _), reason in why.items() if reason)
-    )
+    stays = Counter((what, reason) for (what, _), reason in why.items() if reason)
+    for what, number in facts.undated.items():
+        if number:
+            stays[(what, "deleted nobody knows when; only OLDER_THAN=0d takes those")] = number
+    return Going(runs, models, experiments, stays)
 
 
 def metadata():
@@ -101,27 +114,27 @@ def metadata():
     return Base.metadata
 
 
-def _old(table: "Table", cuts: Cuts):
-    """Return the condition for a deleted row that may go. Without a noted time it is old."""
-    import sqlalchemy as sa
+TIMES = {
+    "runs": "deleted_time",
+    "experiments": "last_update_time",
+    "logged_models": "last_updated_timestamp_ms",
+}
 
-    time = {
-        "runs": "deleted_time",
-        "experiments": "last_update_time",
-        "logged_models": "last_updated_timestamp_ms",
-    }
-    return (table.c.lifecycle_stage == "deleted") & (
-        sa.func.coalesce(table.c[time[table.name]], 0) <= cuts.deleted
-    )
+
+def _old(table: "Table", cuts: Cuts):
+    """Return the condition for a deleted row that may go. MLflow before 2.0 noted no time."""
+    time = table.c[TIMES[table.name]]
+    old = time <= cuts.deleted
+    return (table.c.lifecycle_stage == "deleted") & (old | time.is_(None) if cuts.undated else old)
 
 
 def look(connection: "Connection", cuts: Cuts, reuses_numbers: bool) -> Facts:
-    """Return the facts. Reads only; takes about 300 bytes of memory for each deleted run."""
+    """Return the facts. Reads only; takes some 300 bytes for each deleted run and each unusual location."""
     import sqlalchemy as sa
 
     tables, facts = metadata().tables, Facts()
     runs, models, experiments = tables["runs"], tables["logged_models"], tables["experiments"]
-    versions, tags = tables["model_versions"], tables["tags"]
+    tags = tables["tags"]
     noted, traces = tables["trace_request_metadata"], tables["trace_info"]
     rows = connection.execution_options(yield_per=1000).execute
 
@@ -134,10 +147,20 @@ def look(connection: "Connection", cuts: Cuts, reuses_numbers: bool) -> Facts:
     for some in in_parts(facts.experiments):
         query = (
             sa.select(runs.c.experiment_id)
-            .where(runs.c.experiment_id.in_(some), ~_old(runs, cuts))
+            .where(
+                runs.c.experiment_id.in_(some), sa.func.coalesce(_old(runs, cuts), sa.false()).is_(sa.false())
+            )
             .distinct()
         )
         facts.busy |= {row[0] for row in rows(query)}
+        # Spans may still come in for an experiment that is deleted.
+        query = sa.select(traces.c.experiment_id).where(traces.c.experiment_id.in_(some))
+        facts.busy |= {row[0] for row in rows(query.where(traces.c.timestamp_ms > cuts.deleted).distinct())}
+    if not cuts.undated:
+        for what, table in (("runs", runs), ("experiments", experiments)):
+            query = sa.select(sa.func.count()).select_from(table)
+            query = query.where(table.c.lifecycle_stage == "deleted", table.c[TIMES[what]].is_(None))
+            facts.undated |= {what: connection.scalar(query)}
     for id, where, location in rows(
         sa.select(runs.c.run_uuid, runs.c.experiment_id, runs.c.artifact_uri).where(_old(runs, cuts))
     ):
@@ -149,13 +172,13 @@ def look(connection: "Connection", cuts: Cuts, reuses_numbers: bool) -> Facts:
     for some in in_parts(facts.experiments):
         for id, where, location in rows(wanted.where(models.c.experiment_id.in_(some))):
             facts.models[id] = where, location or ""
-    for row in rows(
-        sa.select(versions.c.run_id, versions.c.source, versions.c.storage_location).where(
-            sa.func.coalesce(versions.c.current_stage, "") != GONE_VERSION
-        )
-    ):
-        named = {part for text in row if text for part in places.segments(text)}
-        facts.versions |= {id for id in named if id in facts.runs or id in facts.models}
+    facts.versions = named_by_versions(connection, facts.runs.keys() | facts.models.keys())
+    elsewhere = [*unusual(connection)]
+    facts.unusual = [location for _, location in elsewhere]
+    elsewhere += rows(sa.select(experiments.c.experiment_id, experiments.c.artifact_location))
+    for owner, location in elsewhere:
+        hosts = [id for id in places.segments(location or "") if id in facts.runs or id in facts.models]
+        facts.guests |= {(id, owner) for id in hosts if owner not in (id, None)}
     query = sa.select(noted.c.value, traces.c.experiment_id).distinct()
     query = query.join(traces, traces.c.request_id == noted.c.request_id).join(
         runs, runs.c.run_uuid == noted.c.value
@@ -168,6 +191,19 @@ def look(connection: "Connection", cuts: Cuts, reuses_numbers: bool) -> Facts:
     query = query.where(tags.c.key == "mlflow.parentRunId", runs.c.lifecycle_stage == "deleted")
     facts.parents = {tuple(row) for row in rows(query) if row[0] in facts.runs}
     return facts
+
+
+def named_by_versions(connection: "Connection", ids: Set[str]) -> set[str]:
+    """Return which of `ids` a live model version names, as its run, its source or its place."""
+    import sqlalchemy as sa
+
+    versions = metadata().tables["model_versions"]
+    query = sa.select(versions.c.run_id, versions.c.source, versions.c.storage_location)
+    query = query.where(sa.func.coalesce(versions.c.current_stage, "") != GONE_VERSION)
+    named: set[str] = set()
+    for row in connection.execution_options(yield_per=1000).execute(query):
+        named |= ids & {part for text in row if text for part in places.segments(text)}
+    return named
 
 
 def in_parts(ids: Iterable, size: int = SOME) -> Iterator[list]:
@@ -197,6 +233,8 @@ def delete(connection: "Connection", table: str, ids: list, cuts: Cuts, whole: I
     all_tables = metadata().tables
     own = all_tables[table]
     (key,) = own.primary_key.columns
+    if table != "experiments":
+        ids = sorted({*ids} - named_by_versions(connection, {*ids}))
     may = key.in_(ids) & _old(own, cuts)
     if table == "logged_models" and (experiments := list(whole)):
         outer = all_tables["experiments"]
@@ -208,11 +246,6 @@ def delete(connection: "Connection", table: str, ids: list, cuts: Cuts, whole: I
         for inhabitants in ("runs", "logged_models", "trace_info"):
             one = all_tables[inhabitants]
             may &= ~sa.exists().where(one.c.experiment_id == key)
-    else:
-        versions = all_tables["model_versions"]
-        names = versions.c.run_id == key if table == "runs" else versions.c.source == "models:/" + key
-        alive = sa.func.coalesce(versions.c.current_stage, "") != GONE_VERSION
-        may &= ~sa.exists().where(names, alive)
     connection.execute(sa.update(own).where(may).values(lifecycle_stage=own.c.lifecycle_stage))
     found = list(connection.scalars(sa.select(key).where(may)))
     if not found:
@@ -283,23 +316,36 @@ def traces(connection: "Connection", experiment: int | None, cut: int | None) ->
     return number, [tuple(row) for row in connection.execute(query)]
 
 
-def unusual(connection: "Connection") -> Iterator[str]:
-    """Yield every location that the database names and that has not the id of its row in it."""
+def unusual(connection: "Connection") -> Iterator[tuple[str | None, str]]:
+    """Yield (whose, location) for every location that is not where MLflow itself puts things: below the
+    experiment's own place. Whose: the id of a run, model or trace, or None."""
     import sqlalchemy as sa
 
     tables = metadata().tables
     rows = connection.execution_options(yield_per=1000).execute
-    for table, column, key in (
-        ("runs", "artifact_uri", "run_uuid"),
-        ("logged_models", "artifact_location", "model_id"),
-        ("trace_tags", "value", "request_id"),
+    experiments = tables["experiments"]
+    place = experiments.c.artifact_location
+    for table, column, key, folder in (
+        ("runs", "artifact_uri", "run_uuid", ""),
+        ("logged_models", "artifact_location", "model_id", "models/"),
     ):
         own = tables[table]
-        query = sa.select(own.c[column]).where(~own.c[column].contains(own.c[key]))
-        if table == "trace_tags":
-            query = query.where(own.c.key.in_(("mlflow.artifactLocation", "mlflow.trace.archiveLocation")))
-        yield from (row[0] for row in rows(query) if row[0])
+        usual = place + f"/{folder}" + own.c[key] + "/artifacts"
+        query = sa.select(own.c[key], own.c[column]).join(
+            experiments, experiments.c.experiment_id == own.c.experiment_id
+        )
+        query = query.where(own.c[column].is_not(None), sa.func.coalesce(own.c[column] != usual, sa.true()))
+        yield from (tuple(row) for row in rows(query))
+    traces, tags = tables["trace_info"], tables["trace_tags"]
+    usual = place + "/traces/" + traces.c.request_id + "/artifacts"
+    query = sa.select(tags.c.request_id, tags.c.value).join(traces, traces.c.request_id == tags.c.request_id)
+    query = query.join(experiments, experiments.c.experiment_id == traces.c.experiment_id)
+    query = query.where(
+        tags.c.key.in_(("mlflow.artifactLocation", "mlflow.trace.archiveLocation")),
+        sa.func.coalesce(tags.c.value != usual, sa.true()),
+    )
+    yield from (tuple(row) for row in rows(query) if row[1])
     versions = tables["model_versions"]
     query = sa.select(versions.c.source, versions.c.storage_location)
     query = query.where(sa.func.coalesce(versions.c.current_stage, "") != GONE_VERSION)
-    yield from (text for row in rows(query) for text in row if text)
+    yield from ((None, text) for row in rows(query) for text in row if text)
