@@ -47,6 +47,13 @@ WATCHED: dict[str, tuple[str, ...]] = {
         "template/stackops/stackops/cleaning/*",
         "template/scripts/gc.sh",
     ),
+    "tests/e2e/test_logs.py": (
+        "template/stackops/stackops/access.py",
+        "template/stackops/stackops/guard.py",
+        "template/scripts/logs.sh.jinja",
+        "template/nginx/*",
+        "template/caddy/*",
+    ),
     "tests/e2e/test_access_switch.py": (
         "template/stackops/stackops/artifact_uris.py",
         "template/stackops/stackops/prepare.py",

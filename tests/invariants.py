@@ -58,6 +58,7 @@ ALWAYS = {
     "scripts/lint.sh",
     "scripts/gc.sh",
     "scripts/lock.sh",
+    "scripts/logs.sh",
     "scripts/other-stack.sh",
     "scripts/restore.sh",
     "scripts/rotate-secrets.sh",
@@ -110,6 +111,8 @@ def expected_files(answers: Answers) -> set[str]:
         files |= {"object-store/init.sh", "object-store/policy.json"}
     if store == "seaweedfs":
         files |= {"stackops/stackops/bucket.py", f"{ROTATION}/keylist.py"}
+    if answers["reverse_proxy"] == "none":
+        files |= {"stackops/stackops/access.py"}
     if answers["reverse_proxy"] == "nginx":
         files |= {"nginx/nginx.conf", "nginx/templates/mlflow.conf.template", "nginx/local.d/README.md"}
     if auth != "none":
@@ -141,7 +144,7 @@ def _locked(name: str) -> set[str]:
 # The parts of stackops that belong to one answer; everything else in it is its core and always there.
 STACKOPS_PARTS = re.compile(
     r"stackops/stackops/(backends|stores)/(?!__init__|relay)\w+\.py|stackops/stackops/"
-    r"((bucket|user|limiter|htpasswd|login|accounts|guard|grant|migrate|sso|token)\.py|migration/\w+\.py|"
+    r"((access|bucket|user|limiter|htpasswd|login|accounts|guard|grant|migrate|sso|token)\.py|migration/\w+\.py|"
     r"rotation/(account|given|hash|keylist|pair|role)\.py)"
 )
 

@@ -159,7 +159,7 @@ def server_environment(env: Mapping[str, str], here: sizing.Machine) -> dict[str
         "MLFLOW_HOST": "0.0.0.0",
         "MLFLOW_PORT": port(env),
         "MLFLOW_WORKERS": str(workers),
-        "MLFLOW_UVICORN_OPTS": uvicorn_options(env),
+        "MLFLOW_UVICORN_OPTS": uvicorn_options(),
         **{variable: value for variable, name in KEYS.items() if (value := keys.read(name))},
         **database.environment(env, workers, engines),
         **artifacts.environment(env, keys),
@@ -169,19 +169,18 @@ def server_environment(env: Mapping[str, str], here: sizing.Machine) -> dict[str
     return {**ours, **env, "PYTHONPATH": path}
 
 
-def uvicorn_options(env: Mapping[str, str]) -> str:
+def uvicorn_options() -> str:
     """Return uvicorn's options.
 
-    STACK_ACCESS_LOG=off leaves the access log out: for a stack whose reverse proxy writes one. A busy worker
-    may be silent for more than uvicorn's 5 s without being dead, so it gets 60.
+    The access log is the reverse proxy's or, without one, our own (access.py). A busy worker may be silent
+    for more than uvicorn's 5 s without being dead, so it gets 60.
     """
     options = [
+        "--no-access-log",
         f"--timeout-keep-alive {KEEP_ALIVE}",
         f"--timeout-graceful-shutdown {GRACE}",
         "--timeout-worker-healthcheck 60",
     ]
-    if env.get("STACK_ACCESS_LOG") == "off":
-        options.append("--no-access-log")
     return " ".join(options)
 
 
