@@ -47,6 +47,12 @@ WATCHED: dict[str, tuple[str, ...]] = {
         "template/stackops/stackops/cleaning/*",
         "template/scripts/gc.sh",
     ),
+    "tests/e2e/test_size.py": (
+        "template/stackops/stackops/size.py",
+        "template/stackops/stackops/sizing.py",
+        "template/scripts/siz*",
+        "extensions/compose/postgres.yaml.jinja",
+    ),
     "tests/e2e/test_logs.py": (
         "template/stackops/stackops/access.py",
         "template/stackops/stackops/guard.py",

@@ -63,6 +63,8 @@ ALWAYS = {
     "scripts/restore.sh",
     "scripts/rotate-secrets.sh",
     "scripts/rotating.sh",
+    "scripts/size.sh",
+    "scripts/sizing.sh",
     "scripts/up.sh",
     "scripts/update.sh",
     "scripts/url.sh",

@@ -138,6 +138,11 @@ def port(env: Mapping[str, str]) -> str:
     return env.get("MLFLOW_PORT") or "5000"
 
 
+def engines(env: Mapping[str, str]) -> int:
+    """Return how many pools each worker has: tracking, model registry, and the users' own."""
+    return 3 if accounts(env) else 2
+
+
 def server_environment(env: Mapping[str, str], here: sizing.Machine) -> dict[str, str]:
     """Return the whole environment of the MLflow server (mlflow/cli, mlflow/environment_variables.py).
 
@@ -146,8 +151,7 @@ def server_environment(env: Mapping[str, str], here: sizing.Machine) -> dict[str
     """
     env = present(env)
     database, artifacts, users, keys = backend(env), store(env), accounts(env), secrets(env)
-    engines = 3 if users else 2  # tracking, model registry, and the users' own: one pool each in every worker
-    workers = sizing.workers(env.get("MLFLOW_WORKERS"), here, database.max_workers(env, engines))
+    workers = sizing.workers(env.get("MLFLOW_WORKERS"), here, database.max_workers(env, engines(env)))
     direct = env.get("ARTIFACT_ACCESS") == "direct"
     ours = {
         **LEAN,
@@ -161,7 +165,7 @@ def server_environment(env: Mapping[str, str], here: sizing.Machine) -> dict[str
         "MLFLOW_WORKERS": str(workers),
         "MLFLOW_UVICORN_OPTS": uvicorn_options(),
         **{variable: value for variable, name in KEYS.items() if (value := keys.read(name))},
-        **database.environment(env, workers, engines),
+        **database.environment(env, workers, engines(env)),
         **artifacts.environment(env, keys),
         **(users.environment(env, keys) if users else {}),
     }

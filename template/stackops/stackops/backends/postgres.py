@@ -203,6 +203,13 @@ def size(env: Mapping[str, str]) -> int:
         return cursor.fetchone()[0]
 
 
+def server_limit(env: Mapping[str, str]) -> int:
+    """Return how many connections the database server lets in, over all its users."""
+    with closing(connect(env)) as connection, connection.cursor() as cursor:
+        cursor.execute("SHOW max_connections")
+        return int(cursor.fetchone()[0])
+
+
 def mark(env: Mapping[str, str]) -> str:
     """Nothing is needed: a schema change that fails leaves nothing behind."""
     return ""
