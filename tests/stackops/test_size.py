@@ -92,7 +92,7 @@ def test_warnings():
         "SQLite holds 6,000,000" in size.warnings({"STACK_BACKEND": "sqlite"}, {"metrics": 6_000_000}, None, roomy)[0]
     )
     for lasts, disk in ((None, full), (10.0, roomy)):
-        assert "make gc" in size.warnings({"STACK_BACKEND": "x"}, {"metrics": 0}, lasts, disk)[0]
+        assert "make gc" in size.warnings({"STACK_BACKEND": "sqlite"}, {"metrics": 0}, lasts, disk)[0]
 
 
 @pytest.fixture

@@ -21,8 +21,6 @@ WINDOW = 30
 """Days over which growth is measured."""
 PATIENCE = 30.0
 """Seconds for the look through the store."""
-MANY = 5_000_000
-"""Rows of metrics above which SQLite is not what one should have."""
 CLOSE = 1.1
 """A setting that is within this factor of the advised one is left as it is."""
 RUNS = ("runs", "metrics", "latest_metrics", "params", "tags", "logged_models", "inputs", "datasets")
@@ -218,11 +216,8 @@ def limit_of(env: Mapping[str, str]) -> Advice | None:
 def warnings(env: Mapping[str, str], rows: Mapping[str, int], lasts: float | None, disk) -> list[str]:
     """Return what no setting mends."""
     found = []
-    if env.get("STACK_BACKEND") == "sqlite" and rows["metrics"] > MANY:
-        found.append(
-            f"SQLite holds {rows['metrics']:,} metric points: another database serves several people better "
-            "(scripts/update.sh --data backend=…)."
-        )
+    if (outgrown := getattr(settings.backend(env), "outgrown", None)) and (sentence := outgrown(rows)):
+        found.append(sentence)
     if disk.free < disk.total / 10 or (lasts is not None and lasts < 90):
         found.append("The disk: 'make gc' shows what users have deleted; or move to a bigger one.")
     return found

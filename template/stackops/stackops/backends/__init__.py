@@ -22,6 +22,8 @@ Every module offers the same functions:
     A SQLAlchemy engine that keeps foreign keys and holds no connection that it does not use.
 `REUSES_NUMBERS`
     Whether the number of the newest experiment is given again once its row is removed.
+`outgrown(rows)`, `server_limit(env)` (optional)
+    What to say when there are too many rows for it; how many connections the database lets in.
 `exclusive(env)`
     Context manager: only one process at a time changes the schema.
 """

@@ -11,6 +11,8 @@ from stackops.errors import StackError, one_line
 from stackops.settings import Secrets, data_dir
 
 REUSES_NUMBERS = True
+MANY = 5_000_000
+"""Rows of metrics with which one should have another database."""
 
 
 def database(env: Mapping[str, str]) -> Path:
@@ -98,6 +100,16 @@ def engine(env: Mapping[str, str]):
     made = sqlalchemy.create_engine(uri(env), poolclass=NullPool, connect_args={"timeout": 60})
     sqlalchemy.event.listen(made, "connect", lambda one, _: one.execute("PRAGMA foreign_keys=ON"))
     return made
+
+
+def outgrown(rows: Mapping[str, int]) -> str:
+    """Return what to do about a database with so many rows in its tables, or nothing."""
+    if rows["metrics"] <= MANY:
+        return ""
+    return (
+        f"SQLite holds {rows['metrics']:,} metric points: a database server would serve several people better. "
+        "The template's docs/choosing.md has the way: 'scripts/update.sh --data backend=...'."
+    )
 
 
 @contextmanager
