@@ -107,7 +107,7 @@ def outgrown(rows: Mapping[str, int]) -> str:
     if rows["metrics"] <= MANY:
         return ""
     return (
-        f"SQLite holds {rows['metrics']:,} metric points: a database server would serve several people better. "
+        f"SQLite holds {rows['metrics']:,} metric points: a database server serves several people better. "
         "The template's docs/choosing.md has the way: 'scripts/update.sh --data backend=...'."
     )
 
