@@ -96,11 +96,13 @@ def test_killed_and_finished(tmp_path: Path) -> None:
         one.up()
         history = History(one)
         history.write("kept")
-        trash = one.client(DELETED).split()[0]
         one.make("user-add", "NAME=ann", input="a long password\n")
+        ann = {"MLFLOW_TRACKING_USERNAME": "ann", "MLFLOW_TRACKING_PASSWORD": "a long password"}
+        trash = one.client(DELETED, **ann).split()[-1]
         one.make("grant", "USER=ann", "EXPERIMENT=kept", "PERMISSION=READ")
         inside(one, MANY, str(RUNS))
-        _, before, _ = left(one)
+        _, before, rights = left(one)
+        assert trash in rights, "who makes an experiment may do everything with it"
 
         for word, said in (("OLDER_THAN=soon", "OLDER_THAN is 'soon'"), ("ORPHANS=maybe", "ORPHANS is 'maybe'")):
             text = one.make("gc", word, fails=True)

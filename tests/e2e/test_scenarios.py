@@ -489,7 +489,7 @@ print(*(name for name, _, _ in settings.store(env).items(env)), sep="\\n")
 
 def deleted_runs_go_for_good(it: Running) -> None:
     """`make gc` removes a deleted run with its file, and nothing that lives."""
-    kept, gone = it.client(script=DELETE_ONE).split()[-2:]
+    kept, gone = re.findall(r"^[0-9a-f]{32}$", it.client(script=DELETE_ONE), re.MULTILINE)
     before = set(it.inside(IN_STORE).splitlines())
     own = {name for name in before if gone in name}
     assert own and any(kept in name for name in before)
