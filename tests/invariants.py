@@ -113,7 +113,7 @@ def expected_files(answers: Answers) -> set[str]:
         files |= {"object-store/init.sh", "object-store/policy.json"}
     if store == "seaweedfs":
         files |= {"stackops/stackops/bucket.py", f"{ROTATION}/keylist.py"}
-    if answers["reverse_proxy"] == "none":
+    if answers["reverse_proxy"] == "none" or (backend, store) == ("sqlite", "local"):
         files |= {"stackops/stackops/access.py"}
     if answers["reverse_proxy"] == "nginx":
         files |= {"nginx/nginx.conf", "nginx/templates/mlflow.conf.template", "nginx/local.d/README.md"}
