@@ -51,6 +51,24 @@ WATCHED: dict[str, tuple[str, ...]] = {
         "extensions/compose/*",
         "tests/updates.py",
     ),
+    "tests/e2e/test_gc.py": (
+        "template/stackops/stackops/gc.py",
+        "template/stackops/stackops/cleaning/*",
+        "template/scripts/gc.sh",
+    ),
+    "tests/e2e/test_size.py": (
+        "template/stackops/stackops/size.py",
+        "template/stackops/stackops/sizing.py",
+        "template/scripts/siz*",
+        "extensions/compose/postgres.yaml.jinja",
+    ),
+    "tests/e2e/test_logs.py": (
+        "template/stackops/stackops/access.py",
+        "template/stackops/stackops/guard.py",
+        "template/scripts/logs.sh.jinja",
+        "template/nginx/*",
+        "template/caddy/*",
+    ),
     "tests/e2e/test_access_switch.py": (
         "template/stackops/stackops/artifact_uris.py",
         "template/stackops/stackops/prepare.py",

@@ -50,14 +50,22 @@ ALWAYS = {
     "mlflow/requirements/transfer.in",
     "mlflow/requirements/transfer.txt",
     "scripts/artifacts-move.sh",
+    "scripts/backup-place.sh",
+    "scripts/backup.sh",
     "scripts/doctor.sh",
     "scripts/eject.sh",
     "scripts/init.sh",
     "scripts/lint.sh",
+    "scripts/gc.sh",
+    "scripts/lock.sh",
+    "scripts/logs.sh",
     "scripts/migrate.sh",
     "scripts/other-stack.sh",
+    "scripts/restore.sh",
     "scripts/rotate-secrets.sh",
     "scripts/rotating.sh",
+    "scripts/size.sh",
+    "scripts/sizing.sh",
     "scripts/up.sh",
     "scripts/update.sh",
     "scripts/url.sh",
@@ -86,6 +94,7 @@ def expected_files(answers: Answers) -> set[str]:
     else:
         files |= {"stackops/stackops/backends/postgres.py", *_locked("postgres")}
         files |= {f"pgloader/{name}" for name in ("Dockerfile", "entrypoint.sh", "migration.load")}
+        files |= {"transfer/postgres-client.sh"}
         files |= {"stackops/stackops/migrate.py"}
         files |= {f"stackops/stackops/migration/{name}.py" for name in MIGRATION}
     if backend == "postgres":
@@ -106,6 +115,8 @@ def expected_files(answers: Answers) -> set[str]:
         files |= {"object-store/init.sh", "object-store/policy.json"}
     if store == "seaweedfs":
         files |= {"stackops/stackops/bucket.py", f"{ROTATION}/keylist.py"}
+    if answers["reverse_proxy"] == "none" or (backend, store) == ("sqlite", "local"):
+        files |= {"stackops/stackops/access.py"}
     if answers["reverse_proxy"] == "nginx":
         files |= {"nginx/nginx.conf", "nginx/templates/mlflow.conf.template", "nginx/local.d/README.md"}
     if auth != "none":
@@ -137,7 +148,7 @@ def _locked(name: str) -> set[str]:
 # The parts of stackops that belong to one answer; everything else in it is its core and always there.
 STACKOPS_PARTS = re.compile(
     r"stackops/stackops/(backends|stores)/(?!__init__|relay)\w+\.py|stackops/stackops/"
-    r"((bucket|user|limiter|htpasswd|login|accounts|guard|grant|migrate|movein|sso|token)\.py|migration/\w+\.py|"
+    r"((access|bucket|user|limiter|htpasswd|login|accounts|guard|grant|migrate|movein|sso|token)\.py|migration/\w+\.py|"
     r"rotation/(account|given|hash|keylist|pair|role)\.py)"
 )
 
@@ -341,6 +352,15 @@ ALLOWED: tuple[tuple[str, str, re.Pattern[str]], ...] = (
         for part in ("local artifacts", "our own object store", "S3", "Azure", "Google", "sqlite")
         for path in ("transfer/", "scripts/artifacts-move.sh", "mlflow/requirements/transfer.in")
     ),
+    # So are places for backups; and a backup of SQLite is loaded into PostgreSQL.
+    *(
+        (part, path, re.compile(r"(?s).*"))
+        for part in ("S3", "Azure", "Google")
+        for path in ("scripts/backup", "scripts/restore.sh")
+    ),
+    ("sqlite", "stackops/stackops/saving/across.py", re.compile(r"(?s).*")),
+    # PostgreSQL's own programs, which make a backup, come from its image.
+    ("our own PostgreSQL", "", re.compile(r"\bPOSTGRES_IMAGE\b")),
     # stackops reads the login's password in its core, for whichever of the two logins there is.
     ("a login", "stackops/", re.compile(r"(?s).*")),
     # One module speaks to both kinds of PostgreSQL.

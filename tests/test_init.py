@@ -39,7 +39,7 @@ def given(tree: Tree) -> set[str]:
 
 def init(stack: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run scripts/init.sh, without Docker and without the tester's settings."""
-    clean = {"PATH": os.environ["PATH"], "HOME": str(stack)} | environment
+    clean = {"PATH": os.environ["PATH"], "HOME": str(stack), "DOCKER_HOST": "unix:///nowhere"} | environment
     return subprocess.run(["scripts/init.sh"], cwd=stack, env=clean, capture_output=True, text=True, timeout=60)
 
 

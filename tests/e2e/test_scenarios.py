@@ -46,8 +46,11 @@ class Running:
         """Whether artifacts are in an S3 store."""
         return self.answer("artifact_store") in (*STORES_OF_OUR_OWN, "s3")
 
-    def client(self, *words: str) -> str:
-        """Run the stock client. What it reaches besides the server, and with which key, follows from the access."""
+    def client(self, *words: str, script: str = STOCK_CLIENT) -> str:
+        """Run the stock client, or another program with MLflow.
+
+        What it reaches besides the server, and with which key, follows from the access.
+        """
         access, doors, variables = self.answer("artifact_access"), {}, {}
         service = self.services.get("artifact_store")
         if service and access != "proxied":
@@ -59,7 +62,7 @@ class Running:
             variables = service.client if service else own
             if self.has_s3:
                 variables = variables | {"AWS_SHARED_CREDENTIALS_FILE": str(self.stack.folder / "secrets" / key)}
-        return self.stack.client(STOCK_CLIENT, *words, doors=doors, **variables)
+        return self.stack.client(script, *words, doors=doors, **variables)
 
     def trust(self, names: bool = True) -> ssl.SSLContext:
         """Return what trusts the stack's certificate; without `names`, also at its address."""
@@ -487,6 +490,40 @@ def pgloader_loads_a_sqlite_file(it: Running) -> None:
     it.stack.client(FIND_OLD_RUN)
 
 
+DELETE_ONE = """
+import mlflow
+from mlflow import MlflowClient
+mlflow.set_experiment("clean-up")
+for label in ("kept", "gone"):
+    with mlflow.start_run() as run:
+        mlflow.log_text(label, "label.txt")
+    print(run.info.run_id)
+MlflowClient().delete_run(run.info.run_id)
+"""
+LOAD = """
+import sys, mlflow
+assert mlflow.artifacts.load_text(f"runs:/{sys.argv[1]}/label.txt") == "kept"
+"""
+IN_STORE = """
+from stackops import settings
+env = settings.adopt()
+print(*(name for name, _, _ in settings.store(env).items(env)), sep="\\n")
+"""
+
+
+def deleted_runs_go_for_good(it: Running) -> None:
+    """`make gc` removes a deleted run with its file, and nothing that lives."""
+    kept, gone = re.findall(r"^[0-9a-f]{32}$", it.client(script=DELETE_ONE), re.MULTILINE)
+    before = set(it.inside(IN_STORE).splitlines())
+    own = {name for name in before if gone in name}
+    assert own and any(kept in name for name in before)
+    assert "nothing was removed" in it.stack.make("gc", "OLDER_THAN=0m")
+    assert "removed: " in it.stack.make("gc", "OLDER_THAN=0m", "APPLY=1")
+    after = set(it.inside(IN_STORE).splitlines())
+    assert not any(gone in name for name in after) and any(kept in name for name in after)
+    it.client(kept, script=LOAD)
+
+
 def a_busy_port_is_one_sentence(it: Running) -> None:
     """A stranger holds the port: `make up` says so and ends; with the port free again, all is well."""
     it.stack.make("down")
@@ -510,6 +547,10 @@ FURTHER: dict[str, list[Check]] = {
 }
 
 
+# One scenario for each way to each store.
+CLEANED = {(s.answers["artifact_store"], s.answers["artifact_access"]): s.name for s in scenarios()}
+
+
 def checks(it: Running, scenario: Scenario) -> Iterable[Check]:
     """Return the checks of a scenario, in order: those that stop something come last."""
     yield check_as_in_the_readme
@@ -527,6 +568,8 @@ def checks(it: Running, scenario: Scenario) -> Iterable[Check]:
         yield plain_database_role
     if it.has_s3:
         yield scoped_store_keys
+    if scenario.name in CLEANED.values():
+        yield deleted_runs_go_for_good
     yield no_secret_shows
     if it.answer("tls") == "self-signed":
         yield a_new_certificate_is_taken

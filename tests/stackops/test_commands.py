@@ -102,6 +102,8 @@ def test_a_small_stack_has_only_its_commands(tmp_path):
     for path in (tmp_path / "stackops" / "migration").glob("*.py"):
         if path.stem not in ("__init__", "files", "prepare", "report", "switches"):
             path.unlink()
+    for name in ("postgres", "across"):
+        (tmp_path / "stackops" / "saving" / f"{name}.py").unlink()
 
     def stackops(*args, **env):
         command = [sys.executable, "-m", "stackops", *args]
@@ -109,7 +111,8 @@ def test_a_small_stack_has_only_its_commands(tmp_path):
 
     text = stackops("--help").stdout
     assert re.findall(r"^    (\w+) ", text, re.M) == [
-        "check", "doctor", "movein", "prepare", "prove", "ready", "rotate", "serve"
+        "backup", "backups", "check", "doctor", "gc", "movein", "prepare", "prove", "ready", "restore", "rotate", "serve",
+        "size",
     ]  # fmt: skip
     gone = stackops("user", "list")
     assert gone.returncode == 2 and "invalid choice" in gone.stderr
@@ -122,7 +125,7 @@ def test_a_small_stack_has_only_its_commands(tmp_path):
 
 
 def test_every_command_has_help(capsys):
-    for name in ("bucket", "check", "grant", "htpasswd", "movein", "prepare", "ready", "serve", "user"):
+    for name in ("bucket", "check", "gc", "grant", "htpasswd", "movein", "prepare", "ready", "serve", "user"):
         with pytest.raises(SystemExit) as stop:
             cli.main([name, "--help"])
         assert stop.value.code == 0

@@ -3,7 +3,7 @@
 import logging
 import secrets as tokens
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -212,3 +212,16 @@ def marker(env: Mapping[str, str]) -> Path:
 def announce(path: Path) -> None:
     """Let every server process forget the logins that it has checked."""
     settings.write_private({str(path): f"{tokens.token_hex(8)}\n"})
+
+
+def forget_experiments(env: Mapping[str, str], experiments: Iterable[int]) -> None:
+    """Take away the permissions for experiments that are gone for good."""
+    import sqlalchemy
+    from mlflow.server.auth.db.models import SqlRolePermission
+    from sqlalchemy.pool import NullPool
+
+    table = SqlRolePermission.__table__
+    engine = sqlalchemy.create_engine(settings.backend(env).accounts_uri(env), poolclass=NullPool)
+    gone = table.c.resource_pattern.in_([str(id) for id in experiments])
+    with engine.begin() as connection:
+        connection.execute(sqlalchemy.delete(table).where(table.c.resource_type == "experiment", gone))

@@ -20,10 +20,11 @@ from stackops.limiter import Limiter, Proven
 
 @dataclass
 class Request:
-    """Where a request comes from, and for how many seconds its login is not checked."""
+    """Where a request comes from, for how many seconds its login is not checked, and who has signed in."""
 
     address: str
     wait: float = 0.0
+    user: str = ""
 
 
 class Gate:
@@ -63,6 +64,12 @@ class Guard:
 
     def authenticate(self, name: str, password: str):
         """Return MLflow's user, or None if the login is wrong or is not checked now."""
+        if user := self.check(name, password):
+            signed_in(name)
+        return user
+
+    def check(self, name: str, password: str):
+        """Return the same, and leave the log alone."""
         self.look()
         key = self.auth._auth_cache_key(name, password)
         with self.auth._USER_AUTH_CACHE_LOCK:
@@ -102,8 +109,15 @@ class Guard:
         accounts.announce(self.marker)
 
 
+def signed_in(name: str) -> None:
+    """Note who sends the request that is answered now, for the access log."""
+    if request := REQUEST.get():
+        request.user = "".join(letter if letter.isprintable() else "?" for letter in name)
+
+
 class Middleware:
-    """Tells the guard where a request comes from, and the client when to try again."""
+    """Tells the guard where a request comes from, the client when to try again, and the access log who it was
+    (a proxy by the header X-Auth-User, which it keeps to itself)."""
 
     def __init__(self, app: Callable[..., Awaitable[None]], header: bytes):
         self.app, self.header = app, header
@@ -117,11 +131,17 @@ class Middleware:
 
         async def answer(message) -> None:
             if not request.wait:
+                if message["type"] == "http.response.start" and request.user:
+                    scope["stack.user"] = request.user
+                    if self.header:
+                        noted = (b"x-auth-user", request.user.encode())
+                        message = message | {"headers": [*message.get("headers", ()), noted]}
                 await send(message)
             elif message["type"] == "http.response.start":
                 await refuse(send, int(request.wait) + 1)
 
         REQUEST.set(request)
+        scope["stack.user"] = ""
         await self.app(scope, receive, answer)
 
 

@@ -36,7 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def request(url: str, password: str) -> urllib.request.Request:
     """Return the GET request, signed in as admin if there is a password."""
-    made = urllib.request.Request(url)
+    made = urllib.request.Request(url, headers={"User-Agent": "stackops-ready"})
     if password:
         token = base64.b64encode(f"admin:{password}".encode()).decode()
         made.add_header("Authorization", f"Basic {token}")

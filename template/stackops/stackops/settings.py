@@ -138,6 +138,11 @@ def port(env: Mapping[str, str]) -> str:
     return env.get("MLFLOW_PORT") or "5000"
 
 
+def engines(env: Mapping[str, str]) -> int:
+    """Return how many pools each worker has: tracking, model registry, and the users' own."""
+    return 3 if accounts(env) else 2
+
+
 def server_environment(env: Mapping[str, str], here: sizing.Machine) -> dict[str, str]:
     """Return the whole environment of the MLflow server (mlflow/cli, mlflow/environment_variables.py).
 
@@ -146,8 +151,7 @@ def server_environment(env: Mapping[str, str], here: sizing.Machine) -> dict[str
     """
     env = present(env)
     database, artifacts, users, keys = backend(env), store(env), accounts(env), secrets(env)
-    engines = 3 if users else 2  # tracking, model registry, and the users' own: one pool each in every worker
-    workers = sizing.workers(env.get("MLFLOW_WORKERS"), here, database.max_workers(env, engines))
+    workers = sizing.workers(env.get("MLFLOW_WORKERS"), here, database.max_workers(env, engines(env)))
     direct = env.get("ARTIFACT_ACCESS") == "direct"
     ours = {
         **LEAN,
@@ -159,9 +163,9 @@ def server_environment(env: Mapping[str, str], here: sizing.Machine) -> dict[str
         "MLFLOW_HOST": "0.0.0.0",
         "MLFLOW_PORT": port(env),
         "MLFLOW_WORKERS": str(workers),
-        "MLFLOW_UVICORN_OPTS": uvicorn_options(env),
+        "MLFLOW_UVICORN_OPTS": uvicorn_options(),
         **{variable: value for variable, name in KEYS.items() if (value := keys.read(name))},
-        **database.environment(env, workers, engines),
+        **database.environment(env, workers, engines(env)),
         **artifacts.environment(env, keys),
         **(users.environment(env, keys) if users else {}),
     }
@@ -169,19 +173,18 @@ def server_environment(env: Mapping[str, str], here: sizing.Machine) -> dict[str
     return {**ours, **env, "PYTHONPATH": path}
 
 
-def uvicorn_options(env: Mapping[str, str]) -> str:
+def uvicorn_options() -> str:
     """Return uvicorn's options.
 
-    STACK_ACCESS_LOG=off leaves the access log out: for a stack whose reverse proxy writes one. A busy worker
-    may be silent for more than uvicorn's 5 s without being dead, so it gets 60.
+    The access log is the reverse proxy's or, without one, our own (access.py). A busy worker may be silent
+    for more than uvicorn's 5 s without being dead, so it gets 60.
     """
     options = [
+        "--no-access-log",
         f"--timeout-keep-alive {KEEP_ALIVE}",
         f"--timeout-graceful-shutdown {GRACE}",
         "--timeout-worker-healthcheck 60",
     ]
-    if env.get("STACK_ACCESS_LOG") == "off":
-        options.append("--no-access-log")
     return " ".join(options)
 
 

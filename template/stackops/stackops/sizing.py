@@ -63,6 +63,13 @@ def connections_per_pool(limit: int, processes: int, engines: int) -> int:
     return (limit - RESERVED_CONNECTIONS) // (processes * engines)
 
 
+def connections(processes: int, engines: int, limit: int) -> int:
+    """Return how many connections the server should have at a database that lets in `limit`: enough for full
+    pools, and twenty stay for others; but never fewer than it needs at least."""
+    wish = processes * engines * (MAX_POOL + MAX_OVERFLOW) + RESERVED_CONNECTIONS
+    return max(2 * engines * processes + RESERVED_CONNECTIONS, min(wish, limit - 20))
+
+
 def pool(limit: int, processes: int, engines: int) -> tuple[int, int]:
     """Return (pool size, overflow) for each engine.
 

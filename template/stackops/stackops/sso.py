@@ -25,7 +25,7 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from mlflow.exceptions import MlflowException
 
-from stackops import accounts, settings, token
+from stackops import accounts, guard, settings, token
 from stackops.errors import StackError
 
 KEY, USER, GROUPS = "X-Stack-Key", "X-Stack-User", "X-Stack-Groups"
@@ -111,6 +111,7 @@ def authenticate():
 
     if who := identity(request.headers, identity_key()):
         admit(who)
+        guard.signed_in(who.user)
         return Authorization("basic", {"username": who.user, "password": ""})
     given = request.authorization
     if given is None or given.type != "basic" or not given.username or not given.password:

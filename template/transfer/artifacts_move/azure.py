@@ -1,11 +1,13 @@
 """An Azure Blob container."""
 
+import contextlib
 import mimetypes
 import re
 from base64 import b64encode
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from azure.core.exceptions import ResourceNotFoundError
 from azure.storage.blob import BlobServiceClient, ContentSettings
 from stackops.errors import StackError
 
@@ -61,6 +63,14 @@ class Store:
             blob.stage_block(blocks[-1], part)
         sent = blob.commit_block_list(blocks, content_settings=settings)
         return Item(name, size, sent["etag"].strip('"'))
+
+    def folders(self) -> list[str]:
+        found = [one.name for one in self.folder.walk_blobs(self.prefix, delimiter="/")]
+        return [name.removeprefix(self.prefix).rstrip("/") for name in found if name.endswith("/")]
+
+    def delete(self, name: str) -> None:
+        with contextlib.suppress(ResourceNotFoundError):
+            self.folder.delete_blob(self.prefix + name)
 
     def tidy(self) -> None:
         """Nothing is left behind."""

@@ -1,11 +1,13 @@
 """A Google Cloud Storage bucket."""
 
+import contextlib
 import mimetypes
 from base64 import b64decode
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from google.cloud import storage
+from google.cloud.exceptions import NotFound
 
 from artifacts_move.stores import CHUNK, PART, Item, part_size, parts, split, under
 
@@ -56,6 +58,15 @@ class Store:
             stream.terminate()
             raise
         return self.stat(name)
+
+    def folders(self) -> list[str]:
+        found = self.bucket.list_blobs(prefix=self.prefix, delimiter="/")
+        list(found)  # the folders are known when all pages were read
+        return [name.removeprefix(self.prefix).rstrip("/") for name in found.prefixes]
+
+    def delete(self, name: str) -> None:
+        with contextlib.suppress(NotFound):
+            self.bucket.blob(self.prefix + name).delete()
 
     def tidy(self) -> None:
         """Nothing is left behind."""

@@ -67,6 +67,12 @@ class Store:
         part.replace(path)
         return self.stat(name)
 
+    def folders(self) -> list[str]:
+        return [entry.name for entry in os.scandir(self.root) if entry.is_dir()] if self.root.is_dir() else []
+
+    def delete(self, name: str) -> None:
+        (self.root / name).unlink(missing_ok=True)
+
     def tidy(self) -> None:
         shutil.rmtree(self.root / WORK, ignore_errors=True)
 

@@ -189,6 +189,15 @@ class Store:
                 if one["Key"] == place["Key"]:
                     self.client.abort_multipart_upload(**place, UploadId=one["UploadId"])
 
+    def folders(self) -> list[str]:
+        asked = {"Bucket": self.bucket, "Prefix": self.prefix, "Delimiter": "/"}
+        pages = self.client.get_paginator("list_objects_v2").paginate(**asked)
+        found = [one["Prefix"] for page in pages for one in page.get("CommonPrefixes", ())]
+        return [key.removeprefix(self.prefix).rstrip("/") for key in found]
+
+    def delete(self, name: str) -> None:
+        self.client.delete_object(**self._place(name))
+
     def tidy(self) -> None:
         """Nothing is left behind."""
 

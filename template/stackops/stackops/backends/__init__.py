@@ -14,6 +14,16 @@ Every module offers the same functions:
     Returns when the database lets us in and may be used; raises StackError otherwise.
 `vital_signs(env)`
     What `stackops doctor` wants to know of the database.
+`size(env)`
+    The size of the data in bytes.
+`mark(env)`
+    Something that differs after a schema change that failed half-way, if such a one leaves anything.
+`engine(env)`
+    A SQLAlchemy engine that keeps foreign keys and holds no connection that it does not use.
+`REUSES_NUMBERS`
+    Whether the number of the newest experiment is given again once its row is removed.
+`outgrown(rows)`, `server_limit(env)` (optional)
+    What to say when there are too many rows for it; how many connections the database lets in.
 `exclusive(env)`
     Context manager: only one process at a time changes the schema.
 """

@@ -17,6 +17,7 @@ from stackops.settings import Secrets, need, runtime_dir
 PASSFILE = "pgpass"
 LOCK = 0x6D6C666C6F77  # "mlflow": the advisory lock of schema changes
 LOCK_MINUTES = 15
+REUSES_NUMBERS = False
 
 HOPELESS = (
     ("password authentication failed", "check the user and the secret db_password"),
@@ -193,6 +194,33 @@ def vital_signs(env: Mapping[str, str]) -> dict[str, float]:
         now, used, limit = cursor.fetchone()
         skew = now - time.time()
     return {"skew": skew, "connections": used, "max_connections": limit, "planned": max_connections(env)}
+
+
+def size(env: Mapping[str, str]) -> int:
+    """Return the size of the database in bytes."""
+    with closing(connect(env)) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT pg_database_size(current_database())")
+        return cursor.fetchone()[0]
+
+
+def server_limit(env: Mapping[str, str]) -> int:
+    """Return how many connections the database server lets in, over all its users."""
+    with closing(connect(env)) as connection, connection.cursor() as cursor:
+        cursor.execute("SHOW max_connections")
+        return int(cursor.fetchone()[0])
+
+
+def mark(env: Mapping[str, str]) -> str:
+    """Nothing is needed: a schema change that fails leaves nothing behind."""
+    return ""
+
+
+def engine(env: Mapping[str, str]):
+    """Return a SQLAlchemy engine."""
+    import sqlalchemy
+    from sqlalchemy.pool import NullPool
+
+    return sqlalchemy.create_engine(uri(env), poolclass=NullPool)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """SQLite: one file, one server process by default."""
 
 import fcntl
+import hashlib
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -8,6 +9,10 @@ from pathlib import Path
 
 from stackops.errors import StackError, one_line
 from stackops.settings import Secrets, data_dir
+
+REUSES_NUMBERS = True
+MANY = 5_000_000
+"""Rows of metrics with which one should have another database."""
 
 
 def database(env: Mapping[str, str]) -> Path:
@@ -64,6 +69,47 @@ def wait(env: Mapping[str, str], seconds: float) -> None:
 def vital_signs(env: Mapping[str, str]) -> dict[str, float]:
     """Return the size of the file in bytes."""
     return {"file": database(env).stat().st_size}
+
+
+def databases(env: Mapping[str, str]) -> list[Path]:
+    """Return the database files that there are."""
+    return [path for path in (database(env), data_dir(env) / "auth.db") if path.exists()]
+
+
+def size(env: Mapping[str, str]) -> int:
+    """Return the size of the files in bytes."""
+    return sum(path.stat().st_size for path in databases(env))
+
+
+def mark(env: Mapping[str, str]) -> str:
+    """Return the checksum of the files: a schema change that fails leaves what it has done until then."""
+    digest = hashlib.sha256()
+    for path in databases(env):
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def engine(env: Mapping[str, str]):
+    """Return a SQLAlchemy engine. SQLite keeps foreign keys only when each connection asks for it."""
+    import sqlalchemy
+    from sqlalchemy.pool import NullPool
+
+    made = sqlalchemy.create_engine(uri(env), poolclass=NullPool, connect_args={"timeout": 60})
+    sqlalchemy.event.listen(made, "connect", lambda one, _: one.execute("PRAGMA foreign_keys=ON"))
+    return made
+
+
+def outgrown(rows: Mapping[str, int]) -> str:
+    """Return what to do about a database with so many rows in its tables, or nothing."""
+    if rows["metrics"] <= MANY:
+        return ""
+    return (
+        f"SQLite holds {rows['metrics']:,} metric points: a database server serves several people better. "
+        "The template's docs/choosing.md has the way: 'scripts/update.sh --data backend=...'."
+    )
 
 
 @contextmanager

@@ -14,6 +14,11 @@ Every module offers the same functions:
     True if MLflow's client reaches this store by other addresses, too.
 `settle()` (optional)
     Adjusts this process's client library before MLflow uses it.
+`items(env, folder)`
+    Every object below a folder of the root ("" or with a slash at its end): its path below the root, its
+    size, and when it was written, in seconds since 1970. In any order; none where nothing is.
+`remove(env, names)`
+    Removes objects, at most 1000, by their paths below the root. One that is not there is fine.
 
 A store elsewhere also offers what the streams of the server go through. All of it blocks, and raises what the
 client library raises:

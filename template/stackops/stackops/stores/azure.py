@@ -4,12 +4,14 @@ MLflow signs in with AZURE_STORAGE_CONNECTION_STRING if it exists, else with azu
 (mlflow/store/artifact/azure_blob_artifact_repo.py), so an empty one must not be in the environment.
 """
 
+import contextlib
 import functools
 import mimetypes
 import os
 import re
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 
 from stackops.errors import StackError, one_line
@@ -147,3 +149,35 @@ def explain(error: Exception, where: str) -> StackError:
             f"{where}: the secret azure_connection_string is not a connection string; copy it again"
         )
     return StackError(f"{where}: {one_line(error)}")
+
+
+def items(env: Mapping[str, str], folder: str = "") -> Iterator[tuple[str, int, float]]:
+    """Yield (path below the root, bytes, time) of every blob below a folder. Raises StackError."""
+    from azure.core.exceptions import AzureError
+
+    container, host, prefix = location(env)
+    try:
+        for found in (
+            _transfers(host).get_container_client(container).list_blobs(name_starts_with=prefix + folder)
+        ):
+            yield found.name.removeprefix(prefix), found.size, found.last_modified.timestamp()
+    except (AzureError, ValueError) as error:
+        raise explain(error, f"artifact store {artifact_uri(env)}") from None
+
+
+def remove(env: Mapping[str, str], names: Sequence[str]) -> None:
+    """Remove blobs, with their snapshots. Raises StackError with the first refusal."""
+    from azure.core.exceptions import AzureError, ResourceNotFoundError
+
+    container, host, prefix = location(env)
+    folder = _transfers(host).get_container_client(container)
+
+    def one(name: str) -> None:
+        with contextlib.suppress(ResourceNotFoundError):
+            folder.delete_blob(prefix + name, delete_snapshots="include")
+
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(one, names))
+    except (AzureError, ValueError) as error:
+        raise explain(error, f"artifact store {artifact_uri(env)}") from None

@@ -3,10 +3,12 @@
 Credentials are a service account's key file or the machine's identity.
 """
 
+import contextlib
 import functools
 import mimetypes
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
@@ -140,3 +142,37 @@ def explain(error: Exception, where: str) -> StackError:
     if isinstance(error, RequestException | TransportError | OSError):
         return StackError(f"{where}: it cannot be reached ({one_line(error, 160)}); is the network up?")
     return StackError(f"{where}: {one_line(error)}")
+
+
+def items(env: Mapping[str, str], folder: str = "") -> Iterator[tuple[str, int, float]]:
+    """Yield (path below the root, bytes, time) of every object below a folder. Raises StackError."""
+    from google.api_core.exceptions import GoogleAPIError
+    from google.auth.exceptions import GoogleAuthError
+    from requests import RequestException
+
+    bucket, prefix = location(env)
+    try:
+        for found in _transfers().bucket(bucket).list_blobs(prefix=prefix + folder):
+            yield found.name.removeprefix(prefix), found.size, found.updated.timestamp()
+    except (GoogleAPIError, GoogleAuthError, RequestException, OSError, ValueError) as error:
+        raise explain(error, f"artifact store {artifact_uri(env)}") from None
+
+
+def remove(env: Mapping[str, str], names: Sequence[str]) -> None:
+    """Remove objects. Raises StackError with the first refusal."""
+    from google.api_core.exceptions import GoogleAPIError, NotFound
+    from google.auth.exceptions import GoogleAuthError
+    from requests import RequestException
+
+    bucket_name, prefix = location(env)
+    bucket = _transfers().bucket(bucket_name)
+
+    def one(name: str) -> None:
+        with contextlib.suppress(NotFound):
+            bucket.blob(prefix + name).delete()
+
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(one, names))
+    except (GoogleAPIError, GoogleAuthError, RequestException, OSError, ValueError) as error:
+        raise explain(error, f"artifact store {artifact_uri(env)}") from None

@@ -1,6 +1,8 @@
 """A folder on the server's own disk (ARTIFACT_URI is its path)."""
 
-from collections.abc import Mapping
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from stackops.errors import StackError
@@ -36,3 +38,41 @@ def probe(env: Mapping[str, str], name: str) -> None:
         raise StackError(
             f"the artifact folder {folder} gave back other bytes than were written; check the disk"
         )
+
+
+def _failed(error: OSError) -> None:
+    raise StackError(
+        f"{error.filename} cannot be used ({error.strerror}); let user {os.getuid()} in, as the stack runs"
+    ) from None
+
+
+def items(env: Mapping[str, str], folder: str = "") -> Iterator[tuple[str, int, float]]:
+    """Yield (path below the root, bytes, time) of every file below a folder; links are not followed."""
+    root = Path(artifact_uri(env))
+    if not (root / folder).is_dir():
+        return
+    for where, folders, files in os.walk(root / folder, onerror=_failed):
+        folders.sort()
+        for file in files:
+            path = Path(where, file)
+            with contextlib.suppress(FileNotFoundError):  # somebody else may remove it meanwhile
+                status = path.lstat()
+                yield path.relative_to(root).as_posix(), status.st_size, status.st_mtime
+
+
+def remove(env: Mapping[str, str], names: Sequence[str]) -> None:
+    """Remove files, and the folders that are empty then."""
+    root = Path(artifact_uri(env))
+    for name in names:
+        path = root / name
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            _failed(error)
+        for folder in path.parents:
+            if folder == root or root not in folder.parents:
+                break
+            try:
+                folder.rmdir()
+            except OSError:
+                break  # something is still in there

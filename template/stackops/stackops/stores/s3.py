@@ -7,7 +7,7 @@ import functools
 import json
 import mimetypes
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
@@ -226,3 +226,36 @@ def settle() -> None:
     session = botocore.session.get_session()
     session.set_default_client_config(Config(connect_timeout=TIMEOUTS["connect_timeout"]))
     boto3.setup_default_session(botocore_session=session)
+
+
+def items(env: Mapping[str, str], folder: str = "") -> Iterator[tuple[str, int, float]]:
+    """Yield (path below the root, bytes, time) of every object below a folder. Raises StackError."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    bucket, prefix = location(env)
+    pages = transfers().get_paginator("list_objects_v2")
+    try:
+        for page in pages.paginate(Bucket=bucket, Prefix=prefix + folder, **_owner()):
+            for found in page.get("Contents", ()):
+                name = found["Key"].removeprefix(prefix)
+                yield name, found["Size"], found["LastModified"].timestamp()
+    except (BotoCoreError, ClientError) as error:
+        raise explain(error, f"artifact store {artifact_uri(env)}") from None
+
+
+def remove(env: Mapping[str, str], names: Sequence[str]) -> None:
+    """Remove objects, at most 1000. Raises StackError with the first refusal."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    bucket, prefix = location(env)
+    where = f"artifact store {artifact_uri(env)}"
+    keys = [{"Key": prefix + name} for name in names]
+    try:
+        answer = transfers().delete_objects(
+            Bucket=bucket, Delete={"Objects": keys, "Quiet": True}, **_owner()
+        )
+    except (BotoCoreError, ClientError) as error:
+        raise explain(error, where) from None
+    if errors := answer.get("Errors"):
+        code = errors[0].get("Code", "")
+        raise StackError(f"{where}: {CAUSES.get(code) or code}, for {one_line(errors[0].get('Key'), 160)}")

@@ -1,0 +1,92 @@
+"""Lists the backups that there are, the newest first; with --last, says how the last run ended."""
+
+import argparse
+import json
+from datetime import UTC, datetime
+
+from stackops import backup
+from stackops.errors import StackError
+from stackops.saving import journal, manifest
+from stackops.saving.manifest import Manifest
+
+HELP = "list the backups"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this command's options."""
+    backup.place_arguments(parser)
+    parser.add_argument("--last", action="store_true", help="only say how the last backup ended")
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+
+
+def ago(seconds: float) -> str:
+    """Return how long ago something was, for people."""
+    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= length:
+            number = int(seconds // length)
+            return f"{number} {unit}{'' if number == 1 else 's'} ago"
+    return "just now"
+
+
+def age(stamp: str, now: datetime) -> str:
+    """Return the same for a time in ISO 8601."""
+    return ago((now - datetime.fromisoformat(stamp)).total_seconds())
+
+
+def last(found: dict | None, now: datetime) -> str:
+    """Return how the last backup ended, in one line."""
+    if found is None:
+        return "backup: none was made yet (make backup)"
+    if not found["ok"]:
+        return f"backup: FAILED {age(found['ended'], now)}: {found['error']}"
+    return f"backup: {found['set']} in {found['to']}, {age(found['ended'], now)}"
+
+
+def row(one: Manifest, verified: dict | None, now: datetime) -> tuple[str, ...]:
+    """Return what the list says of a backup."""
+    return (
+        one.name,
+        age(one.ended, now),
+        f"{one.rows:,}",
+        "-" if one.artifacts is None else f"{one.artifacts['objects']:,}",
+        backup.in_words(one.bytes),
+        one.mlflow,
+        "age" if one.age else "-",
+        f"{age(verified['at'], now)} ({verified['how']})" if verified else "no",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print it. Raises StackError if the place cannot be read."""
+    now = datetime.now(UTC)
+    if args.last:
+        print(json.dumps(journal.read()) if args.json else last(journal.read(), now), flush=True)
+        return
+    place = backup.opened(args)
+    rows, listed = [("backup", "age", "rows", "artifacts", "size", "MLflow", "encrypted", "verified")], []
+    for name in sorted(place.names(), reverse=True):
+        try:
+            one = place.manifest(name)
+        except StackError:
+            rows.append((name, "", "", "", "", "", "", "DAMAGED"))
+            continue
+        if one is None:
+            rows.append((name, "", "", "", "", "", "", "unfinished"))
+            continue
+        text = place.read(f"{name}/{manifest.VERIFIED}")
+        verified = json.loads(text) if text else None
+        rows.append(row(one, verified, now))
+        listed.append(
+            {**json.loads(manifest.to_text(one)), "name": name, "bytes": one.bytes, "verified": verified}
+        )
+    if args.json:
+        print(json.dumps(listed, indent=1), flush=True)
+        return
+    if not rows[1:]:
+        print(f"there is no backup in {place.called}", flush=True)
+        return
+    widths = [max(len(one[column]) for one in rows) for column in range(len(rows[0]))]
+    for one in rows:
+        print(
+            "  ".join(text.ljust(width) for text, width in zip(one, widths, strict=True)).rstrip(), flush=True
+        )
