@@ -73,8 +73,7 @@ def run(args: argparse.Namespace) -> None:
         if one is None:
             rows.append((name, "", "", "", "", "", "", "unfinished"))
             continue
-        text = place.read(f"{name}/{manifest.VERIFIED}")
-        verified = json.loads(text) if text else None
+        verified = manifest.verified(place.read(f"{name}/{manifest.VERIFIED}"))
         rows.append(row(one, verified, now))
         listed.append(
             {**json.loads(manifest.to_text(one)), "name": name, "bytes": one.bytes, "verified": verified}
