@@ -5,9 +5,8 @@ import json
 from datetime import UTC, datetime
 
 from stackops import backup
-from stackops.errors import StackError
 from stackops.saving import journal, manifest
-from stackops.saving.manifest import Manifest
+from stackops.saving.manifest import Damaged, Manifest
 
 HELP = "list the backups"
 
@@ -67,7 +66,9 @@ def run(args: argparse.Namespace) -> None:
     for name in sorted(place.names(), reverse=True):
         try:
             one = place.manifest(name)
-        except StackError:
+            if one and one.artifacts is not None:
+                backup.listed(place, one)
+        except Damaged:
             rows.append((name, "", "", "", "", "", "", "DAMAGED"))
             continue
         if one is None:

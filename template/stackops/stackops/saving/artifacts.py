@@ -1,6 +1,7 @@
 """The artifacts of a backup: from the stack's own store into the pool, checked there, and back."""
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,7 @@ def save(
 
     found = copying.look(store)
     saved, fresh = Saved([], []), []
+    claimed, claiming = set(), threading.Lock()  # two artifacts of one content are copied once
     for item in found.values():
         last = known.get(item.name)
         same = last and (last.version, last.size) == (item.version, item.size)
@@ -63,7 +65,10 @@ def save(
         content, size, sha256 = read(store, item.name, place.stage())
         name = pool_name(sha256, seal.recipient)
         entry = Entry(item.name, size, sha256, item.version)
-        if name in trusted:
+        with claiming:
+            needed = name not in trusted and name not in claimed
+            claimed.add(name)
+        if not needed:
             if isinstance(content, Path):
                 content.unlink()
             return entry, None
