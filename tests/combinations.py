@@ -151,6 +151,8 @@ def every_product() -> list[Answers]:
             and answers["reverse_proxy"] != "none"
         ):
             answers["store_domain"] = ("", "s3.example.com")[number // 2 % 2]
+        # And backups by the clock, which add a service and nothing else: half of the combinations have it.
+        answers["backups"] = bool(number // 8 % 2)
         found.append(answers)
     return found
 

@@ -130,6 +130,8 @@ def expected_files(answers: Answers) -> set[str]:
     if auth == "oidc":
         files |= {f"stackops/stackops/{name}.py" for name in ("sso", "token")}
         files |= {"scripts/token.sh", "nginx/15-identity-key.envsh"}
+    if answers.get("backups"):
+        files |= {"stackops/stackops/schedule.py"}
     if (backend, store) == ("sqlite", "local"):
         files |= {"scripts/local.sh"}
     return files
@@ -142,7 +144,7 @@ def _locked(name: str) -> set[str]:
 # The parts of stackops that belong to one answer; everything else in it is its core and always there.
 STACKOPS_PARTS = re.compile(
     r"stackops/stackops/(backends|stores)/(?!__init__|relay)\w+\.py|stackops/stackops/"
-    r"((bucket|user|limiter|htpasswd|login|accounts|guard|grant|migrate|sso|token)\.py|migration/\w+\.py|"
+    r"((bucket|user|limiter|htpasswd|login|accounts|guard|grant|migrate|schedule|sso|token)\.py|migration/\w+\.py|"
     r"rotation/(account|given|hash|keylist|pair|role)\.py)"
 )
 
@@ -283,6 +285,7 @@ WORDS: dict[str, tuple[Callable[[Answers], bool], str]] = {
     "S3": (lambda a: a["artifact_store"] in S3_STORES, r"(\b|_)s3(\b|_)|\bboto|\baws|arn:"),
     "Azure": (lambda a: a["artifact_store"] == "azure", r"azure|wasbs|blob\.core|blob storage"),
     "Google": (lambda a: a["artifact_store"] == "gcs", r"(\b|_)gcs(\b|_)|\bgs:|google"),
+    "backups by the clock": (lambda a: bool(a.get("backups")), r"backup-schedule|BACKUP_SCHEDULE|by the clock"),
     "a way into our store": (
         lambda a: (
             a["artifact_access"] != "proxied" and a["artifact_store"] in SELF_HOSTED and not a.get("store_domain")

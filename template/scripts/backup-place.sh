@@ -4,6 +4,13 @@
 
 setting() { sed -n "s/^$1=//p" .env 2>/dev/null | tail -n 1; }
 
+# usual: where backups are, unless somebody says otherwise.
+usual() {
+  elsewhere=$(setting BACKUP_TO)
+  folder=$(setting BACKUP_FOLDER)
+  echo "${elsewhere:-${folder:-./backups}}"
+}
+
 compose() { docker compose --progress quiet "$@"; }
 
 # place PLACE: puts into `mount` and `key` what a container needs to reach it, and into `inside` its name in there.

@@ -22,8 +22,7 @@ die() {
 . scripts/backup-place.sh
 
 [ -f .env ] || die "there is no .env: run 'make init' first"
-from=${FROM:-$(setting BACKUP_TO)}
-from=${from:-./backups}
+from=${FROM:-$(usual)}
 at=${AT:-latest}
 if [ -f "$from/manifest.json" ]; then
   at=$(basename "$(cd "$from" && pwd)") from=$(dirname "$(cd "$from" && pwd)")

@@ -379,3 +379,39 @@ def test_everything_is_somewhere_else(tmp_path: Path) -> None:
                 assert "counts and checksums are right" in said
                 history.read()
                 one.make("check")
+
+
+def test_by_the_clock(tmp_path: Path) -> None:
+    """backups=true: a service makes one when it is due, and everybody can see how it ended."""
+    with stack(tmp_path, "backup-clock", {"purpose": "solo", "backups": True}) as one:
+        one.setting("BACKUP_SCHEDULE", "at night")
+        said = one.make("up", fails=True)
+        assert "BACKUP_SCHEDULE is 'at night'; it must be five fields as cron has them" in said
+        one.setting("BACKUP_SCHEDULE", "*/2 * * * *")
+        one.up()
+        assert "backup: none was made yet (make backup)" in one.make("status")
+        history = History(one)
+        history.write("first")
+        backups = one.folder / "backups"
+        until(lambda: sets(backups), "a backup was made", 150)
+        name = sets(backups)[0]
+        assert int(name[11:13]) % 2 == 0  # the minute
+        until(lambda: last(one), "it is noted")
+        assert re.search(rf"^backup: {name} in \./backups, just now$", one.make("status"), re.MULTILINE)
+        log = one.compose("logs", "backup-schedule")
+        assert "next backup: " in log and f"made {name} in ./backups" in log
+        assert (
+            "healthy"
+            in run("docker", "inspect", "-f", "{{.State.Health.Status}}", one.container("backup-schedule")).stdout
+        )  # noqa: E501
+        # By hand and by the clock are the same.
+        assert "; 0 of them new, 0 B" in one.make("backup")
+        assert run("scripts/doctor.sh", cwd=one.folder).stdout.count("backup: no") == 0
+
+        # One that fails is seen, too; a stack that stops meanwhile does not wait for it.
+        (backups / "artifacts").rename(backups / "away")
+        (backups / "artifacts").write_text("in the way")
+        one.make("backup", fails=True)
+        assert "backup: FAILED" in one.make("status")
+        found = json.loads(run("scripts/doctor.sh", cwd=one.folder, env={"JSON": "1"}).stdout)["findings"]
+        assert [f["text"].startswith("the last backup failed") for f in found if f["check"] == "backup"] == [True]

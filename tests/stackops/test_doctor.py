@@ -41,6 +41,7 @@ def container(service: str, image: str, **state):
 
 
 LIVE = {
+    "backup": None,
     "time": NOW,
     "disks": {"/data": [50 << 30, 100 << 30]},
     "clocks": {"the artifact store": 0.4},
@@ -171,6 +172,7 @@ FAULTS = [
     ),
     (live.connections, lambda p: p.live["database"].update(connections=95), SERIOUS, "95 of", "CONNECTIONS"),
     (live.connections, lambda p: p.live["database"].update(planned=200), SERIOUS, "may open 200", "CONNECTIONS"),
+    (live.backups, lambda p: p.live.update(first=NOW - 9 * 86400), WARN, "no backup was made in 9 days", "make backup"),
     (live.size, lambda p: p.live["database"].update(file=5 << 30), WARN, "5120 MiB", "mlflow gc"),
     (files.env_lines, lambda p: p.sections.update(env="HTTP_PORT=1\n"), SERIOUS, "STACK_UID is missing", "make init"),
     (files.env_lines, lambda p: p.sections.update(env="STACK_UID=\n"), SERIOUS, "STACK_UID is empty", "EDITOR"),

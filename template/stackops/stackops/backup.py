@@ -60,10 +60,13 @@ def place_arguments(parser: argparse.ArgumentParser) -> None:
 def opened(args: argparse.Namespace) -> Place:
     """Return the place that the options name. Raises StackError."""
     called = args.called or args.place
+    # A key of its own, or else the stack's.
+    own = Path(OTHER_SECRETS).is_dir() and any(Path(OTHER_SECRETS).iterdir())
+    keys = OTHER_SECRETS if own else str(settings.secrets(os.environ).folder)
     try:
         from artifacts_move.__main__ import other_environment
 
-        return Place(args.place, called, OTHER_SECRETS, other_environment(dict(os.environ)))
+        return Place(args.place, called, keys, other_environment(dict(os.environ)))
     except ImportError:
         raise StackError("this runs in the image that make backup, restore and backups build") from None
     except StackError:

@@ -90,15 +90,15 @@ def run(args: argparse.Namespace) -> None:
     if args.mark:
         mark(whole, args.mark)
         return
-    try:
-        if args.check:
-            check(env, whole, args.replace)
-            print(name, flush=True)
-        else:
-            with lock.alone("make restore"):
+    with lock.alone("make restore"):
+        try:
+            if args.check:
+                check(env, whole, args.replace)
+                print(name, flush=True)
+            else:
                 load(env, whole, args.fix)
-    finally:
-        place.end()
+        finally:
+            place.end()
 
 
 def mark(whole: Backup, how: str) -> None:

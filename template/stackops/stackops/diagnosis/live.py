@@ -1,18 +1,23 @@
 """What only the running server knows: its disk, its database, its store, and what their clocks say."""
 
+import json
 import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import datetime
 from typing import Any
 
 from stackops import ready, settings
 from stackops.diagnosis.facts import SERIOUS, WARN, Facts, Finding
 from stackops.errors import StackError, one_line
+from stackops.saving import journal
 
 DISKS = {"/data": "data", "/var/tmp": "artifacts on their way"}
 FULL, NEARLY = 1 << 30, 0.10
 SKEW, TOO_MUCH = 5, 300
+OLD = 8  # days until a backup is too old
+FIRST = "/api/2.0/mlflow/experiments/get?experiment_id=0"
 
 
 def collect(env: Mapping[str, str]) -> dict[str, Any]:
@@ -30,6 +35,11 @@ def collect(env: Mapping[str, str]) -> dict[str, Any]:
         found["ready"] = one_line(error).removeprefix("not ready: ")
     with suppress(Exception):
         found["database"] = settings.backend(env).vital_signs(env)
+    found["backup"] = journal.read()
+    with suppress(StackError, ValueError, KeyError):
+        url = f"http://127.0.0.1:{settings.port(env)}{FIRST}"
+        said = json.loads(ready.ask("database", ready.request(url, password), ready.TRY))
+        found["first"] = said["experiment"]["creation_time"] / 1000
     with suppress(Exception):
         if ask := getattr(settings.store(env), "clock", None):
             found["clocks"]["the artifact store"] = ask(env) - time.time()
@@ -126,4 +136,21 @@ def size(facts: Facts) -> list[Finding] | None:
     return []
 
 
-CHECKS = (readiness, disks, clocks, connections, size)
+def backups(facts: Facts) -> list[Finding] | None:
+    """The last backup is young, and it succeeded."""
+    if "backup" not in (live := facts.live):
+        return None
+    last = live["backup"]
+    if last is None:
+        # A stack that is new need not have one yet.
+        days = (live["time"] - live.get("first", live["time"])) / 86400
+        text = f"no backup was made in {days:.0f} days" if days > OLD else ""
+    elif not last["ok"]:
+        text = f"the last backup failed ({last['ended'][:16]}): {last['error']}"
+    else:
+        days = (live["time"] - datetime.fromisoformat(last["ended"]).timestamp()) / 86400
+        text = f"the last backup is {days:.0f} days old" if days > OLD else ""
+    return [Finding(WARN, "backup", text, "make backup")] if text else []
+
+
+CHECKS = (readiness, disks, clocks, connections, size, backups)

@@ -53,7 +53,7 @@ class Place:
         self.called, self.local, self.within = called, "://" not in uri, within
         self.root, self.pool = within(""), within(manifest.POOL)
         self.folder = Path(uri)
-        self.work = (self.folder if self.local else Path(os.environ.get("TMPDIR") or "/var/tmp")) / WORK
+        self.work = Path(os.environ.get("TMPDIR") or "/var/tmp") / WORK
         if self.local and not self.folder.is_dir():
             raise StackError(f"there is no folder {called}")
 
@@ -101,7 +101,13 @@ class Place:
         return path
 
     def begin(self, name: str) -> Path:
-        """Return the empty folder in which the files of a new set are made."""
+        """Return the empty folder in which the files of a new set are made.
+
+        For a local place all of it is on that disk, so that files only get their names in the end. Readers do
+        not come there: a backup goes on beside them.
+        """
+        if self.local:
+            self.work = self.folder / WORK
         shutil.rmtree(self.work, ignore_errors=True)
         self.work.mkdir(mode=0o700, parents=True)
         made = self.folder / name if self.local else self.work / name

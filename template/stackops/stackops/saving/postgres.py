@@ -22,8 +22,9 @@ PATIENCE = 20  # seconds for the sessions of a server that has just been stopped
 VERSION_TABLES = {"tracking": "alembic_version", "users": "alembic_version_auth"}
 SEEDED = {"experiments": "experiment_id = 0", "workspaces": "name = 'default'", "users": "username = 'admin'"}
 TABLES = (
-    "SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') "
-    "AND relnamespace = to_regnamespace(current_schema())"
+    "SELECT relname FROM pg_class c WHERE relkind IN ('r', 'p') "
+    "AND relnamespace = to_regnamespace(current_schema()) AND NOT EXISTS "
+    "(SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass AND objid = c.oid AND deptype = 'e')"
 )
 # How values become text, so that a checksum of it is the same everywhere.
 TEXTS = (
@@ -34,18 +35,25 @@ TEXTS = (
     "SET LOCAL TimeZone = 'UTC'",
 )
 QUIET = ("SET LOCAL statement_timeout = 0", "SET LOCAL idle_in_transaction_session_timeout = 0")
-# Everything of the schema that a dump brings back; what depends on a table goes with it.
+# Everything of the schema that a dump brings back; what depends on a table goes with it. What belongs to an
+# extension stays, since a dump leaves it out.
 CLEAR = """
 SELECT format('DROP %s IF EXISTS %s CASCADE', kind, name) FROM (
     SELECT CASE relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' WHEN 'S' THEN 'SEQUENCE'
         ELSE 'TABLE' END, c.oid::regclass::text,
-        CASE WHEN relkind IN ('v', 'm') THEN 0 WHEN relkind = 'S' THEN 2 ELSE 1 END
+        CASE WHEN relkind IN ('v', 'm') THEN 0 WHEN relkind = 'S' THEN 2 ELSE 1 END,
+        c.oid, 'pg_class'::regclass
     FROM pg_class c
     WHERE relkind IN ('r', 'p', 'v', 'm', 'S') AND relnamespace = to_regnamespace(current_schema())
     UNION ALL
-    SELECT 'TYPE', t.oid::regtype::text, 3
+    SELECT 'ROUTINE', p.oid::regprocedure::text, 3, p.oid, 'pg_proc'::regclass
+    FROM pg_proc p WHERE pronamespace = to_regnamespace(current_schema())
+    UNION ALL
+    SELECT 'TYPE', t.oid::regtype::text, 4, t.oid, 'pg_type'::regclass
     FROM pg_type t WHERE typtype = 'e' AND typnamespace = to_regnamespace(current_schema())
-) AS found (kind, name, number) ORDER BY number, name
+) AS found (kind, name, number, object, class)
+WHERE NOT EXISTS (SELECT FROM pg_depend WHERE classid = class AND objid = object AND deptype = 'e')
+ORDER BY number, name
 """
 
 
