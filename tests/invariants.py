@@ -353,7 +353,8 @@ ALLOWED: tuple[tuple[str, str, re.Pattern[str]], ...] = (
         for path in ("scripts/backup", "scripts/restore.sh")
     ),
     ("sqlite", "stackops/stackops/saving/across.py", re.compile(r"(?s).*")),
-    # PostgreSQL's own programs, which make a backup, come from its image.
+    # PostgreSQL's own programs, which make a backup, come from its image; a drill has a server of its own.
+    ("our own PostgreSQL", "scripts/restore-drill.sh", re.compile(r"\bPOSTGRES_\w+")),
     ("our own PostgreSQL", "", re.compile(r"\bPOSTGRES_IMAGE\b")),
     # stackops reads the login's password in its core, for whichever of the two logins there is.
     ("a login", "stackops/", re.compile(r"(?s).*")),
@@ -426,7 +427,7 @@ def compose_declarations(tree: Tree) -> list[str]:
 
 def _named_volumes(service: dict[str, Any]) -> Iterator[str]:
     for volume in service.get("volumes") or []:
-        if not (source := volume.split(":")[0]).startswith((".", "/", "~")):
+        if not (source := volume.split(":")[0]).startswith((".", "/", "~", "$")):
             yield source
 
 
@@ -741,6 +742,7 @@ ASKED = {
     "auth",
     "http_port",
     "https_port",
+    "backups",
 }
 
 CHECKS: tuple[Check, ...] = (
