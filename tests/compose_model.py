@@ -17,29 +17,29 @@ Model = dict[str, Any]
 READERS = {
     "postgres_password": {"postgres"},
     "passwd": {"postgres"},
-    "db_password": {"mlflow", "migrate", "artifacts-move", "backup", "postgres", "pgloader"},
-    "db_ca.pem": {"mlflow", "migrate", "artifacts-move", "backup", "pgloader"},
+    "db_password": {"mlflow", "migrate", "artifacts-move", "backup", "backup-schedule", "postgres", "pgloader"},
+    "db_ca.pem": {"mlflow", "migrate", "artifacts-move", "backup", "backup-schedule", "pgloader"},
     "object_store_root_user": {"object-store", "object-store-init"},
     "object_store_root_password": {"object-store", "object-store-init"},
     "object_store.json": {"object-store"},
     "object_store_direct.json": {"object-store"},
     "object_store_admin": {"object-store-init"},
-    "s3_credentials": {"mlflow", "migrate", "artifacts-move", "backup", "object-store-init"},
+    "s3_credentials": {"mlflow", "migrate", "artifacts-move", "backup", "backup-schedule", "object-store-init"},
     "client_s3_credentials": {"object-store-init", "check"},
-    "azure_connection_string": {"mlflow", "migrate", "artifacts-move", "backup"},
-    "gcs_credentials.json": {"mlflow", "migrate", "artifacts-move", "backup"},
-    "admin_password": {"mlflow", "migrate", "artifacts-move", "backup", "check", "users"},
-    "htpasswd": {"mlflow", "migrate", "artifacts-move", "backup"},
+    "azure_connection_string": {"mlflow", "migrate", "artifacts-move", "backup", "backup-schedule"},
+    "gcs_credentials.json": {"mlflow", "migrate", "artifacts-move", "backup", "backup-schedule"},
+    "admin_password": {"mlflow", "migrate", "artifacts-move", "backup", "backup-schedule", "check", "users"},
+    "htpasswd": {"mlflow", "migrate", "artifacts-move", "backup", "backup-schedule"},
     "tls.pem": {"nginx", "caddy"},
     "tls.key": {"nginx", "caddy"},
     "tls_ca.pem": {"caddy", "check"},
-    "flask_secret_key": {"mlflow", "migrate", "artifacts-move", "backup"},
+    "flask_secret_key": {"mlflow", "migrate", "artifacts-move", "backup", "backup-schedule"},
     "oidc_client_secret": {"oauth2-proxy"},
     "oidc_cookie_secret": {"oauth2-proxy"},
     "oidc_ca.pem": {"oauth2-proxy"},
-    "identity_key": {"nginx", "mlflow", "migrate", "artifacts-move", "backup"},
-    "crypto_kek_passphrase": {"mlflow", "migrate", "artifacts-move", "backup"},
-    "webhook_encryption_key": {"mlflow", "migrate", "artifacts-move", "backup"},
+    "identity_key": {"nginx", "mlflow", "migrate", "artifacts-move", "backup", "backup-schedule"},
+    "crypto_kek_passphrase": {"mlflow", "migrate", "artifacts-move", "backup", "backup-schedule"},
+    "webhook_encryption_key": {"mlflow", "migrate", "artifacts-move", "backup", "backup-schedule"},
 }
 
 
@@ -145,8 +145,9 @@ def _environment(service: dict[str, Any]) -> list[str]:
 def _mounts(service: dict[str, Any]) -> list[str]:
     found = []
     for mount in service.get("volumes") or []:
-        # The list of users, which one service looks after.
-        if mount["type"] == "bind" and not mount.get("read_only") and mount.get("target") != "/run/users/htpasswd":
+        # The list of users, which one service looks after, and where backups go.
+        kept = ("/run/users/htpasswd", "/backups")
+        if mount["type"] == "bind" and not mount.get("read_only") and mount.get("target") not in kept:
             found.append(f"can write to {mount['source']}")
         if "docker.sock" in str(mount["source"]):
             found.append("reaches the Docker engine")
@@ -176,7 +177,7 @@ def _readers(secret: str, answers: Answers) -> set[str]:
     """Return the services that may read a secret."""
     readers = READERS.get(secret, set())
     if secret == "admin_password" and answers["auth"] == "basic":
-        return readers - {"mlflow", "migrate", "artifacts-move", "backup"}
+        return readers - {"mlflow", "migrate", "artifacts-move", "backup", "backup-schedule"}
     if answers["artifact_access"] == "direct" and answers["artifact_store"] in ("s3", "azure", "gcs"):
         return readers | ({"check"} if "s3" in secret or "azure" in secret or "gcs" in secret else set())
     return readers
@@ -223,7 +224,7 @@ def _networks(model: Model, answers: Answers) -> list[str]:
         wanted = {"data"} if name in inside else {"edge"}
         if name == "object-store" and published and answers["reverse_proxy"] == "none":
             wanted = {"data", "edge"}
-        if (name in ("mlflow", "migrate", "artifacts-move", "backup") and inside) or (
+        if (name in ("mlflow", "migrate", "artifacts-move", "backup", "backup-schedule") and inside) or (
             name == answers["reverse_proxy"] and published
         ):
             wanted = {"data", "edge"}

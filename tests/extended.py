@@ -69,6 +69,15 @@ WATCHED: dict[str, tuple[str, ...]] = {
         "template/nginx/*",
         "template/caddy/*",
     ),
+    "tests/e2e/test_backup_faults.py": (
+        *(f"template/stackops/stackops/{name}.py" for name in ("backup", "backups", "restore", "schedule")),
+        "template/stackops/stackops/saving/*",
+        "template/stackops/stackops/artifact_uris.py",
+        "template/transfer/*",
+        *(f"template/scripts/{name}" for name in ("backup*", "restore*", "lock.sh")),
+        "extensions/compose/backup.yaml.jinja",
+        "tests/e2e/saving.py",
+    ),
     "tests/e2e/test_access_switch.py": (
         "template/stackops/stackops/artifact_uris.py",
         "template/stackops/stackops/prepare.py",

@@ -61,6 +61,7 @@ ALWAYS = {
     "scripts/logs.sh",
     "scripts/migrate.sh",
     "scripts/other-stack.sh",
+    "scripts/restore-drill.sh",
     "scripts/restore.sh",
     "scripts/rotate-secrets.sh",
     "scripts/rotating.sh",
@@ -101,7 +102,7 @@ def expected_files(answers: Answers) -> set[str]:
         files |= {"postgres/initdb.d/10-mlflow.sh", f"{ROTATION}/role.py"}
     if backend == "managed" or store in ("s3", "azure", "gcs") or auth == "oidc":
         files |= {f"{ROTATION}/given.py"}
-    if store == "local":
+    if store not in SELF_HOSTED:  # where it is elsewhere, 'make restore-drill' uses a folder
         files |= {"stackops/stackops/stores/local.py"}
     if store in S3_STORES:
         files |= {"stackops/stackops/stores/s3.py", *_locked("s3")}
@@ -136,6 +137,8 @@ def expected_files(answers: Answers) -> set[str]:
     if auth == "oidc":
         files |= {f"stackops/stackops/{name}.py" for name in ("sso", "token")}
         files |= {"scripts/token.sh", "nginx/15-identity-key.envsh"}
+    if answers.get("backups"):
+        files |= {"stackops/stackops/schedule.py"}
     if (backend, store) == ("sqlite", "local"):
         files |= {"scripts/local.sh"}
     return files
@@ -148,7 +151,7 @@ def _locked(name: str) -> set[str]:
 # The parts of stackops that belong to one answer; everything else in it is its core and always there.
 STACKOPS_PARTS = re.compile(
     r"stackops/stackops/(backends|stores)/(?!__init__|relay)\w+\.py|stackops/stackops/"
-    r"((access|bucket|user|limiter|htpasswd|login|accounts|guard|grant|migrate|movein|sso|token)\.py|migration/\w+\.py|"
+    r"((access|bucket|user|limiter|htpasswd|login|accounts|guard|grant|migrate|movein|schedule|sso|token)\.py|migration/\w+\.py|"
     r"rotation/(account|given|hash|keylist|pair|role)\.py)"
 )
 
@@ -289,6 +292,7 @@ WORDS: dict[str, tuple[Callable[[Answers], bool], str]] = {
     "S3": (lambda a: a["artifact_store"] in S3_STORES, r"(\b|_)s3(\b|_)|\bboto|\baws|arn:"),
     "Azure": (lambda a: a["artifact_store"] == "azure", r"azure|wasbs|blob\.core|blob storage"),
     "Google": (lambda a: a["artifact_store"] == "gcs", r"(\b|_)gcs(\b|_)|\bgs:|google"),
+    "backups by the clock": (lambda a: bool(a.get("backups")), r"backup-schedule|BACKUP_SCHEDULE|by the clock"),
     "a way into our store": (
         lambda a: (
             a["artifact_access"] != "proxied" and a["artifact_store"] in SELF_HOSTED and not a.get("store_domain")
@@ -359,7 +363,8 @@ ALLOWED: tuple[tuple[str, str, re.Pattern[str]], ...] = (
         for path in ("scripts/backup", "scripts/restore.sh")
     ),
     ("sqlite", "stackops/stackops/saving/across.py", re.compile(r"(?s).*")),
-    # PostgreSQL's own programs, which make a backup, come from its image.
+    # PostgreSQL's own programs, which make a backup, come from its image; a drill has a server of its own.
+    ("our own PostgreSQL", "scripts/restore-drill.sh", re.compile(r"\bPOSTGRES_\w+")),
     ("our own PostgreSQL", "", re.compile(r"\bPOSTGRES_IMAGE\b")),
     # stackops reads the login's password in its core, for whichever of the two logins there is.
     ("a login", "stackops/", re.compile(r"(?s).*")),
@@ -432,7 +437,7 @@ def compose_declarations(tree: Tree) -> list[str]:
 
 def _named_volumes(service: dict[str, Any]) -> Iterator[str]:
     for volume in service.get("volumes") or []:
-        if not (source := volume.split(":")[0]).startswith((".", "/", "~")):
+        if not (source := volume.split(":")[0]).startswith((".", "/", "~", "$")):
             yield source
 
 
@@ -747,6 +752,7 @@ ASKED = {
     "auth",
     "http_port",
     "https_port",
+    "backups",
 }
 
 CHECKS: tuple[Check, ...] = (

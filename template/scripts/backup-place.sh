@@ -1,7 +1,15 @@
 # shellcheck shell=sh
-# For backup.sh, restore.sh and restore-drill.sh, which read this file and have `die`: where backups are.
+# For backup.sh, restore.sh and restore-drill.sh, which read this file and have `die`: where backups are. Options of the
+# containers may be in `extra`.
 
 setting() { sed -n "s/^$1=//p" .env 2>/dev/null | tail -n 1; }
+
+# usual: where backups are, unless somebody says otherwise.
+usual() {
+  elsewhere=$(setting BACKUP_TO)
+  folder=$(setting BACKUP_FOLDER)
+  echo "${elsewhere:-${folder:-./backups}}"
+}
 
 compose() { docker compose --progress quiet "$@"; }
 
@@ -38,7 +46,7 @@ stackops() {
   [ -n "$(compose ps --status running --quiet mlflow)" ] || [ -n "${NO_DEPS:-}" ] || alone=
   # shellcheck disable=SC2086 # nothing is one word less
   compose run --rm -T $alone ${mount:+--volume "$mount"} ${key:+--volume "$key"} ${identity:+--volume "$identity"} \
-    --env OTHER_ENDPOINT="${ENDPOINT:-$(setting BACKUP_ENDPOINT)}" --env OTHER_REGION="${REGION:-$(setting BACKUP_REGION)}" \
+    ${extra:-} --env OTHER_ENDPOINT="${ENDPOINT:-$(setting BACKUP_ENDPOINT)}" --env OTHER_REGION="${REGION:-$(setting BACKUP_REGION)}" \
     backup "$word" --place "$inside" --called "$where" "$@" </dev/null
 }
 

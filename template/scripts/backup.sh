@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes one backup of database and artifacts; with the word 'list' it lists those that there are.
 #
-#   make backup                into ./backups, or where BACKUP_TO in .env says
+#   make backup                into ./backups, or where BACKUP_FOLDER or BACKUP_TO in .env says
 #   make backup TO=PLACE       a folder of this machine, s3://BUCKET/PREFIX or
 #                              wasbs://CONTAINER@ACCOUNT.blob.core.windows.net/PREFIX
 #   ARTIFACTS=no               the database alone
@@ -24,12 +24,11 @@ die() {
 . scripts/backup-place.sh
 
 [ -f .env ] || die "there is no .env: run 'make up' first"
-to=${TO:-$(setting BACKUP_TO)}
-to=${to:-./backups}
+to=${TO:-$(usual)}
 case $to in
   *://*) ;;
   *)
-    if [ "${1:-}" != list ] || [ "$to" = ./backups ]; then
+    if [ "${1:-}" != list ] || [ "$to" = "$(usual)" ]; then
       (umask 077 && mkdir -p "$to") || die "the folder $to cannot be made"
       [ "$(id -u)" -ne 0 ] || chown "$(setting STACK_UID):$(setting STACK_GID)" "$to"
     fi

@@ -9,8 +9,14 @@ busy() {
   case $(ps -p "${held%% *}" -o args= 2>/dev/null) in *scripts/*) ;; *) return 1 ;; esac
 }
 
+# What is to be done about a restore that was interrupted; restore.sh leaves the file.
+unfinished() {
+  echo "a restore was interrupted: run 'make restore FROM=$(sed -n 's/^from=//p' .restore.unfinished) AT=$(sed -n 's/^at=//p' .restore.unfinished)' again, or delete .restore.unfinished to go on with the database as it is"
+}
+
 # lock NAME: returns when this script alone may go on; otherwise ends it with a sentence.
 lock() {
+  [ "$1" = restore ] || [ ! -e .restore.unfinished ] || [ -n "${STACK_LOCK:-}" ] || die "$(unfinished)"
   ! busy || die "'make ${held#* }' (process ${held%% *}) is at work: wait until it has ended"
   [ -z "$held" ] || [ "${held%% *}" != "${STACK_LOCK:-}" ] || return 0
   rm -f .stack.lock

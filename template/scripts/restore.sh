@@ -22,8 +22,7 @@ die() {
 . scripts/backup-place.sh
 
 [ -f .env ] || die "there is no .env: run 'make init' first"
-from=${FROM:-$(setting BACKUP_TO)}
-from=${from:-./backups}
+from=${FROM:-$(usual)}
 at=${AT:-latest}
 if [ -f "$from/manifest.json" ]; then
   at=$(basename "$(cd "$from" && pwd)") from=$(dirname "$(cd "$from" && pwd)")
@@ -31,35 +30,48 @@ fi
 [ -z "${AGE_IDENTITY:-}" ] || [ -r "$AGE_IDENTITY" ] || die "AGE_IDENTITY is $AGE_IDENTITY, which cannot be read"
 place "$from"
 
-# Until the end this file says that the stack is not whole; what was running runs again, whatever happens.
-unfinished=.restore.unfinished
+# What was running runs again, whatever happens. Else this file says that the stack is not whole.
+marker=.restore.unfinished
 running=''
 finish() {
+  if [ -n "$running" ]; then
+    rm -f "$marker"
+    compose up --detach --wait >/dev/null 2>&1 || echo "restore: the stack did not start again: run 'make up'" >&2
+  fi
   unlock
-  [ -z "$running" ] || compose up --detach --wait >/dev/null 2>&1 ||
-    echo "restore: the stack did not start again: run 'make up'" >&2
 }
 trap finish EXIT
 trap 'exit 130' INT TERM
 lock restore
 build
 
+# One that was interrupted goes on: it has looked already whether something would be lost.
+again=''
+if [ -e "$marker" ]; then
+  begun=$(sed -n 's/^at=//p' "$marker")
+  # shellcheck disable=SC2154 # backup-place.sh has it
+  [ "$(sed -n 's/^from=//p' "$marker")" = "$where" ] || die "$(unfinished)"
+  case $begun in
+    "$at"*) ;;
+    *) [ "$at" = latest ] || die "$(unfinished)" ;;
+  esac
+  at=$begun again=yes
+fi
 replace=''
-[ -z "${REPLACE:-}" ] && [ ! -e "$unfinished" ] || replace=--replace
+[ -z "${REPLACE:-}$again" ] || replace=--replace
 at=$(stackops restore --check --at "$at" $replace) || exit 1
-if [ -n "${REPLACE:-}" ] && [ "${BACKUP:-yes}" != no ] && [ ! -e "$unfinished" ]; then
+if [ -n "${REPLACE:-}" ] && [ "${BACKUP:-yes}" != no ] && [ -z "$again" ]; then
   # Older ones stay: the one that is wanted may be among them.
   (unset TO && NO_PRUNING=1 ARTIFACTS=yes scripts/backup.sh) ||
     die "what the stack holds could not be backed up, so nothing was changed; BACKUP=no goes on without"
 fi
 
-# shellcheck disable=SC2154 # backup-place.sh has it
-printf 'make restore FROM=%s AT=%s REPLACE=1\n' "$where" "$at" >"$unfinished"
+printf 'from=%s\nat=%s\n' "$where" "$at" >"$marker"
 running=$(compose ps --status running --quiet mlflow)
 compose stop mlflow
 stackops restore --at "$at" --fix "${FIX:-}" || die "the restore is not finished: run it again"
 running=''
+rm -f "$marker"
 compose up --detach --wait || die "the backup is loaded, but the stack did not become ready: run 'make up'"
-rm -f "$unfinished"
 compose exec -T mlflow stackops prove
 echo "restored $at from $where"

@@ -45,6 +45,7 @@ def container(service: str, image: str, **state):
 
 
 LIVE = {
+    "backup": None,
     "time": NOW,
     "disks": {"/data": [50 << 30, 100 << 30]},
     "clocks": {"the artifact store": 0.4},
@@ -196,6 +197,7 @@ FAULTS = [
         "no certificate is shown for ml.example.com: no certificate yet",
         "make logs SERVICE=proxy",
     ),
+    (live.backups, lambda p: p.live.update(first=NOW - 9 * 86400), WARN, "no backup was made in 9 days", "make backup"),
     (live.size, lambda p: p.live["database"].update(file=5 << 30), WARN, "5120 MiB", "mlflow gc"),
     (files.env_lines, lambda p: p.sections.update(env="HTTP_PORT=1\n"), SERIOUS, "STACK_UID is missing", "make init"),
     (files.env_lines, lambda p: p.sections.update(env="STACK_UID=\n"), SERIOUS, "STACK_UID is empty", "EDITOR"),

@@ -1,9 +1,8 @@
 """Makes one backup: the database as it is now, and then every artifact, with a list of all that is in it.
 
 Clients may go on writing: whatever was acknowledged before the beginning is in the backup, and it is
-consistent. What an
-earlier backup has is not copied again. A backup that does not end leaves nothing: neither a set nor a
-changed one.
+consistent. What an earlier backup has is not copied again. A backup that does not end leaves nothing:
+neither a set nor a changed one. An earlier set that is damaged is named and left alone.
 """
 
 import argparse
@@ -23,8 +22,8 @@ from pathlib import Path
 from stackops import settings
 from stackops.errors import StackError, one_line
 from stackops.saving import artifacts, journal, listing, lock, manifest
-from stackops.saving.manifest import Manifest
-from stackops.saving.place import Place, digest, pool_name
+from stackops.saving.manifest import Damaged, Manifest
+from stackops.saving.place import Place, absent, digest, pool_name
 from stackops.saving.sealing import Seal
 
 HELP = "back up database and artifacts"
@@ -61,10 +60,13 @@ def place_arguments(parser: argparse.ArgumentParser) -> None:
 def opened(args: argparse.Namespace) -> Place:
     """Return the place that the options name. Raises StackError."""
     called = args.called or args.place
+    # A key of its own, or else the stack's.
+    own = Path(OTHER_SECRETS).is_dir() and any(Path(OTHER_SECRETS).iterdir())
+    keys = OTHER_SECRETS if own else str(settings.secrets(os.environ).folder)
     try:
         from artifacts_move.__main__ import other_environment
 
-        return Place(args.place, called, OTHER_SECRETS, other_environment(dict(os.environ)))
+        return Place(args.place, called, keys, other_environment(dict(os.environ)))
     except ImportError:
         raise StackError("this runs in the image that make backup, restore and backups build") from None
     except StackError:
@@ -139,8 +141,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def note(place: Place | None, began: datetime, record: dict) -> None:
-    """Write last.json, for the stack and beside the backups; that it cannot be written is no failure of a
-    backup."""
+    """Write last.json, for the stack and beside the backups. A backup holds without it too."""
     text = journal.write({"began": began.isoformat(), "ended": now().isoformat(), **record})
     if place:
         try:
@@ -164,8 +165,7 @@ def undone(place: Place, name: str, added: list[str]) -> Iterator[None]:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise StackError(
                 f"the disk of {place.called} is full: make room there (BACKUP_KEEP lowers the number of "
-                f"backups), "
-                "then try again; the earlier backups are as they were"
+                "backups), then try again; the earlier backups are as they were"
             ) from None
         raise
 
@@ -174,9 +174,11 @@ def make(env: Mapping[str, str], place: Place, options: Options, began: datetime
     """Make a backup; return what is to be written down. Raises StackError; then nothing is left of it."""
     seal = Seal(options.recipient)
     names = place.names()
-    earlier = whole(place, names, options.project)
+    earlier, damaged = sets(place, names, options.project)
     for name in names:
-        if name not in earlier:
+        if name in damaged:
+            say(f"note: {damaged[name]}; it is left alone, and nothing of it is used")
+        elif name not in earlier:
             say(f"{name} is what an interrupted backup has left: removed")
             place.remove(name)
     name = manifest.next_name(began, names)
@@ -189,11 +191,11 @@ def make(env: Mapping[str, str], place: Place, options: Options, began: datetime
     place.end()
     say(f"made {name} in {place.called}: {made.rows:,} rows, {in_words(made.bytes)}")
     earlier[name] = made
-    prune(place, earlier, options.keep)
+    prune(place, earlier, options.keep, sorted(damaged))
     if options.recipient:
         say(
             f"only the private key of {options.recipient} opens it; and a restored stack needs {KEYS} "
-            f"of today"
+            "of today"
         )
     else:
         say(
@@ -209,18 +211,43 @@ def make(env: Mapping[str, str], place: Place, options: Options, began: datetime
     }
 
 
-def whole(place: Place, names: list[str], project: str) -> dict[str, Manifest]:
-    """Return the backups that are whole. Raises StackError if they are another stack's, or one is damaged."""
-    found = {}
+def sets(place: Place, names: list[str], project: str) -> tuple[dict[str, Manifest], dict[str, str]]:
+    """Return the backups that are whole, and of those that are damaged what is wrong with each.
+
+    Only what can be read quickly is looked at: the manifest and the list of artifacts. Raises StackError if
+    the backups are another stack's.
+    """
+    found, damaged = {}, {}
     for name in names:
-        if one := place.manifest(name):
-            if project and one.project != project:
-                raise StackError(
-                    f"{place.called} has backups of the stack {one.project}; give each stack a place of "
-                    f"its own"
-                )
-            found[name] = one
-    return found
+        try:
+            one = place.manifest(name)
+            if one and one.artifacts is not None:
+                listed(place, one)
+        except Damaged as error:
+            damaged[name] = str(error)
+            continue
+        if one is None:
+            continue
+        if project and one.project != project:
+            raise StackError(
+                f"{place.called} has backups of the stack {one.project}; give each stack a place of its own"
+            )
+        found[name] = one
+    return found, damaged
+
+
+def listed(place: Place, one: Manifest) -> Path:
+    """Return the list of a backup's artifacts. Raises Damaged if it is not as it was written."""
+    try:
+        path = place.fetch(one.name, manifest.LISTING)
+        whole = digest(path) == one.files.get(manifest.LISTING)
+    except Exception as error:
+        if not absent(error):
+            raise
+        whole = False
+    if not whole:
+        raise Damaged(f"the backup {one.name} is damaged: {manifest.LISTING} is not what was written")
+    return path
 
 
 def contents(
@@ -245,15 +272,15 @@ def contents(
     if options.artifacts:
         started = time.monotonic()
         store = artifacts.own_store(env)
-        known, trusted = remembered(place, earlier, store.where)
-        saved = artifacts.save(store, place, seal, known, trusted, added)
+        there = place.pooled()
+        known, trusted = remembered(place, there, earlier, store.where)
+        saved = artifacts.save(store, place, seal, known, trusted, there, added)
         listing.write(folder / manifest.LISTING, saved.entries)
         paths.append(folder / manifest.LISTING)
         numbers = {"objects": len(saved.entries), "bytes": sum(entry.size for entry in saved.entries)}
         say(
-            f"artifacts: {numbers['objects']:,} objects, {in_words(numbers['bytes'])}; "
-            f"{len(saved.added):,} of them "
-            f"new, {in_words(saved.added_bytes)} ({time.monotonic() - started:.1f} s)"
+            f"artifacts: {numbers['objects']:,} objects, {in_words(numbers['bytes'])}; {len(saved.added):,} "
+            f"of them new, {in_words(saved.added_bytes)} ({time.monotonic() - started:.1f} s)"
         )
     return Manifest(
         project=options.project,
@@ -264,6 +291,7 @@ def contents(
         template=options.template,
         revisions=shot.revisions,
         tables=shot.tables,
+        sums=shot.sums,
         schema=shot.schema,
         store={
             "uri": settings.artifact_uri(env),
@@ -277,11 +305,13 @@ def contents(
 
 
 def remembered(
-    place: Place, earlier: Mapping[str, Manifest], where: str
+    place: Place, there: Mapping[str, int], earlier: Mapping[str, Manifest], where: str
 ) -> tuple[dict[str, listing.Entry], set[str]]:
-    """Return what the newest backup of this very store says of its objects, and which objects of the pool are
-    certain: those that a whole backup names. What an interrupted one has left is written again."""
-    there = place.pooled()
+    """Return what the newest backup of this very store says of its objects, and what of the pool is certain.
+
+    `there` is the pool: name -> size. Certain is what a whole backup names; what an interrupted one has left
+    is written again.
+    """
     known: dict[str, listing.Entry] = {}
     trusted: set[str] = set()
     newest = next((n for n in sorted(earlier, reverse=True) if earlier[n].store.get("where") == where), None)
@@ -289,7 +319,7 @@ def remembered(
         if one.artifacts is None:
             continue
         for entry in listing.read(place.fetch(name, manifest.LISTING), name):
-            pooled = pool_name(entry.sha256, bool(one.age))
+            pooled = pool_name(entry.sha256, one.age)
             size = there.get(pooled)
             if size is not None and (one.age or size == entry.size):
                 trusted.add(pooled)
@@ -298,15 +328,21 @@ def remembered(
     return known, trusted
 
 
-def prune(place: Place, found: dict[str, Manifest], number: int | None) -> None:
-    """Remove the oldest backups above that number, and what no backup needs from the pool."""
+def prune(place: Place, found: dict[str, Manifest], number: int | None, damaged: list[str]) -> None:
+    """Remove the oldest backups above that number, and from the pool what no backup needs.
+
+    What a damaged one needs is not known, so the pool stays as it is while there is one.
+    """
     if number is not None:
         for name in manifest.surplus(list(found), number):
             place.remove(name)
             del found[name]
             say(f"removed {name}: BACKUP_KEEP={number}")
+    if damaged:
+        say(f"note: no artifact is removed from the pool while a damaged backup is there ({damaged[0]})")
+        return
     needed = {
-        pool_name(entry.sha256, bool(one.age))
+        pool_name(entry.sha256, one.age)
         for name, one in found.items()
         if one.artifacts is not None
         for entry in listing.read(place.fetch(name, manifest.LISTING), name)

@@ -5,9 +5,8 @@ import json
 from datetime import UTC, datetime
 
 from stackops import backup
-from stackops.errors import StackError
 from stackops.saving import journal, manifest
-from stackops.saving.manifest import Manifest
+from stackops.saving.manifest import Damaged, Manifest
 
 HELP = "list the backups"
 
@@ -67,14 +66,15 @@ def run(args: argparse.Namespace) -> None:
     for name in sorted(place.names(), reverse=True):
         try:
             one = place.manifest(name)
-        except StackError:
+            if one and one.artifacts is not None:
+                backup.listed(place, one)
+        except Damaged:
             rows.append((name, "", "", "", "", "", "", "DAMAGED"))
             continue
         if one is None:
             rows.append((name, "", "", "", "", "", "", "unfinished"))
             continue
-        text = place.read(f"{name}/{manifest.VERIFIED}")
-        verified = json.loads(text) if text else None
+        verified = manifest.verified(place.read(f"{name}/{manifest.VERIFIED}"))
         rows.append(row(one, verified, now))
         listed.append(
             {**json.loads(manifest.to_text(one)), "name": name, "bytes": one.bytes, "verified": verified}

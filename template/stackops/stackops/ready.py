@@ -43,12 +43,12 @@ def request(url: str, password: str) -> urllib.request.Request:
     return made
 
 
-def ask(part: str, made: urllib.request.Request, seconds: float) -> None:
-    """Send one request. Raises StackError that names the part unless the answer is 200."""
+def ask(part: str, made: urllib.request.Request, seconds: float) -> bytes:
+    """Send one request and return the answer. Raises StackError that names the part unless it is a 200."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(made, timeout=max(0.1, seconds)) as answer:
-            answer.read()
+            return answer.read()
     except urllib.error.HTTPError as error:
         raise StackError(f"not ready: {part}: HTTP {error.code}{_detail(error)}") from None
     except (TimeoutError, urllib.error.URLError, OSError) as error:

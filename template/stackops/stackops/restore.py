@@ -90,15 +90,15 @@ def run(args: argparse.Namespace) -> None:
     if args.mark:
         mark(whole, args.mark)
         return
-    try:
-        if args.check:
-            check(env, whole, args.replace)
-            print(name, flush=True)
-        else:
-            with lock.alone("make restore"):
+    with lock.alone("make restore"):
+        try:
+            if args.check:
+                check(env, whole, args.replace)
+                print(name, flush=True)
+            else:
                 load(env, whole, args.fix)
-    finally:
-        place.end()
+        finally:
+            place.end()
 
 
 def mark(whole: Backup, how: str) -> None:
@@ -124,7 +124,7 @@ def check(env: Mapping[str, str], whole: Backup, replacing: bool) -> None:
         with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
             whole.unpacked(Path(folder))
     entries = whole.entries()
-    artifacts.check(place, entries, whole.opener, bool(found.age))
+    artifacts.check(place, entries, whole.opener, found.age)
     say(f"{found.name}: {found.rows:,} rows and {len(entries):,} artifacts are as they were saved")
     if not replacing:
         refuse_to_lose(env, found)
@@ -149,8 +149,7 @@ def fits(env: Mapping[str, str], found: Manifest) -> None:
         if revision not in known:
             raise StackError(
                 f"the backup {found.name} comes from a newer MLflow ({found.mlflow}, schema {revision}) "
-                f"than this "
-                "stack's; update this stack first"
+                "than this stack's; update this stack first"
             )
 
 
@@ -176,9 +175,7 @@ def load(env: Mapping[str, str], whole: Backup, fix: str) -> None:
     if found.artifacts is not None:
         store = artifacts.own_store(env)
         same = store.where == found.store.get("where")
-        count, size = artifacts.bring_back(
-            store, whole.place, entries, whole.opener, bool(found.age), same, say
-        )
+        count, size = artifacts.bring_back(store, whole.place, entries, whole.opener, found.age, same, say)
         say(f"artifacts: {len(entries):,} are there, {count:,} of them were copied, {backup.in_words(size)}")
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as name:
         folder = Path(name)
@@ -192,7 +189,7 @@ def load(env: Mapping[str, str], whole: Backup, fix: str) -> None:
             from stackops.saving import across
 
             across.load(env, folder, plain, fix, say)
-    say(f"database: {found.rows:,} rows in {len(found.tables)} tables, all counted")
+    say(f"database: {found.rows:,} rows in {len(found.tables)} tables; counts and checksums are right")
     follow(env, found)
 
 

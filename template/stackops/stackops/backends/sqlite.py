@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -11,6 +12,7 @@ from stackops.errors import StackError, one_line
 from stackops.settings import Secrets, data_dir
 
 REUSES_NUMBERS = True
+RESTORED = ".restored"
 MANY = 5_000_000
 """Rows of metrics with which one should have another database."""
 
@@ -45,6 +47,33 @@ def environment(env: Mapping[str, str], workers: int, engines: int) -> dict[str,
     return {}
 
 
+def sync(folder: Path) -> None:
+    """Return when the disk has what a folder lists."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def settle(env: Mapping[str, str]) -> None:
+    """Put database files that a restore has made ready in the places of the stack's own, if there are any.
+
+    A folder of that name is complete; so this may be interrupted at any moment, and is done again.
+    """
+    home = data_dir(env)
+    ready = home / RESTORED
+    if not ready.is_dir():
+        return
+    for file in sorted(ready.iterdir()):
+        # What the old file still has in its log must not be taken for the new one's.
+        for log in (f"{file.name}-wal", f"{file.name}-shm"):
+            (home / log).unlink(missing_ok=True)
+        file.replace(home / file.name)
+    sync(home)
+    ready.rmdir()
+
+
 def wait(env: Mapping[str, str], seconds: float) -> None:
     """Open (or create) the file and switch it to write-ahead logging: readers then work beside a writer.
 
@@ -53,6 +82,7 @@ def wait(env: Mapping[str, str], seconds: float) -> None:
     path = database(env)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        settle(env)
         with closing(sqlite3.connect(path, timeout=max(1.0, seconds))) as connection:
             (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
             connection.execute("BEGIN IMMEDIATE")

@@ -1,6 +1,7 @@
 """What only the running server knows: its disk, its database, its store, what their clocks say, and which
 certificate the proxy shows."""
 
+import json
 import os
 import socket
 import ssl
@@ -13,11 +14,14 @@ from typing import Any
 from stackops import ready, settings
 from stackops.diagnosis.facts import SERIOUS, WARN, Facts, Finding
 from stackops.errors import StackError, one_line
+from stackops.saving import journal
 
 DISKS = {"/data": "data", "/var/tmp": "artifacts on their way"}
 FULL, NEARLY = 1 << 30, 0.10
 SKEW, TOO_MUCH = 5, 300
 SOON, VERY_SOON = timedelta(days=30), timedelta(days=7)
+OLD = 8  # days until a backup is too old
+FIRST = "/api/2.0/mlflow/experiments/get?experiment_id=0"
 
 
 def collect(env: Mapping[str, str], served: str = "") -> dict[str, Any]:
@@ -40,6 +44,11 @@ def collect(env: Mapping[str, str], served: str = "") -> dict[str, Any]:
         found["ready"] = one_line(error).removeprefix("not ready: ")
     with suppress(Exception):
         found["database"] = settings.backend(env).vital_signs(env)
+    found["backup"] = journal.read()
+    with suppress(StackError, ValueError, KeyError):
+        url = f"http://127.0.0.1:{settings.port(env)}{FIRST}"
+        said = json.loads(ready.ask("database", ready.request(url, password), ready.TRY))
+        found["first"] = said["experiment"]["creation_time"] / 1000
     with suppress(Exception):
         if ask := getattr(settings.store(env), "clock", None):
             found["clocks"]["the artifact store"] = ask(env) - time.time()
@@ -194,4 +203,21 @@ def served_certificate(facts: Facts) -> list[Finding] | None:
     return found
 
 
-CHECKS = (readiness, disks, clocks, connections, size, served_certificate)
+def backups(facts: Facts) -> list[Finding] | None:
+    """The last backup is young, and it succeeded."""
+    if "backup" not in (live := facts.live):
+        return None
+    last = live["backup"]
+    if last is None:
+        # A stack that is new need not have one yet.
+        days = (live["time"] - live.get("first", live["time"])) / 86400
+        text = f"no backup was made in {days:.0f} days" if days > OLD else ""
+    elif not last["ok"]:
+        text = f"the last backup failed ({last['ended'][:16]}): {last['error']}"
+    else:
+        days = (live["time"] - datetime.fromisoformat(last["ended"]).timestamp()) / 86400
+        text = f"the last backup is {days:.0f} days old" if days > OLD else ""
+    return [Finding(WARN, "backup", text, "make backup")] if text else []
+
+
+CHECKS = (readiness, disks, clocks, connections, size, served_certificate, backups)

@@ -1,6 +1,7 @@
 """The artifacts of a backup: from the stack's own store into the pool, checked there, and back."""
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,37 +34,46 @@ def own_store(env: Mapping[str, str]):
 
 
 def save(
-    store, place: Place, seal: Seal, known: Mapping[str, Entry], trusted: set[str], undo: list[str]
+    store,
+    place: Place,
+    seal: Seal,
+    known: Mapping[str, Entry],
+    trusted: set[str],
+    there: Mapping[str, int],
+    undo: list[str],
 ) -> Saved:
     """Copy what the pool does not have yet.
 
     `known` is what the last backup says of the objects of this very store: what has the same version is not
-    read
-    again. `trusted` are the objects of the pool that a whole backup stands for. Names of new objects go to
-    `undo` at
-    once. Raises StackError for the first artifact that cannot be copied.
+    read again. `trusted` are the objects of the pool that a whole backup stands for, `there` are all; names
+    of new ones go to `undo` at once. Raises StackError for the first artifact that cannot be copied.
     """
     from artifacts_move import copying
 
     found = copying.look(store)
     saved, fresh = Saved([], []), []
+    claimed, claiming = set(), threading.Lock()  # two artifacts of one content are copied once
     for item in found.values():
         last = known.get(item.name)
         same = last and (last.version, last.size) == (item.version, item.size)
-        if same and pool_name(last.sha256, bool(seal.suffix)) in trusted:
+        if same and pool_name(last.sha256, seal.recipient) in trusted:
             saved.entries.append(last)
             continue
         fresh.append(item)
 
     def work(item) -> tuple[Entry, str | None]:
         content, size, sha256 = read(store, item.name, place.stage())
-        name = pool_name(sha256, bool(seal.suffix))
+        name = pool_name(sha256, seal.recipient)
         entry = Entry(item.name, size, sha256, item.version)
-        if name in trusted:
+        with claiming:
+            needed = name not in trusted and name not in claimed
+            claimed.add(name)
+        if not needed:
             if isinstance(content, Path):
                 content.unlink()
             return entry, None
-        undo.append(name)
+        if name not in there:
+            undo.append(name)
         content = seal.data(content) if isinstance(content, bytes) else seal.file(content)
         length = len(content) if isinstance(content, bytes) else content.stat().st_size
         place.add(name, length, content)
@@ -88,8 +98,10 @@ def save(
 
 
 def read(store, name: str, stage: Path) -> tuple[bytes | Path, int, str]:
-    """Read an object once: into memory, or into the file `stage` if it is large. Return it, its size, its
-    SHA-256."""
+    """Read an object once: into memory, or into the file `stage` if it is large.
+
+    Return the one or the other, its size and its SHA-256.
+    """
     digest, size, held, file = hashlib.sha256(), 0, [], None
     try:
         for piece in store.read(name):
@@ -112,14 +124,14 @@ def read(store, name: str, stage: Path) -> tuple[bytes | Path, int, str]:
 class Pool:
     """The pool as a store to copy from: artifacts under their own names, as they were, checked on the way."""
 
-    def __init__(self, place: Place, entries: Mapping[str, Entry], opener: Opener, sealed: bool):
-        self.place, self.entries, self.opener, self.sealed = place, entries, opener, sealed
+    def __init__(self, place: Place, entries: Mapping[str, Entry], opener: Opener, age: str):
+        self.place, self.entries, self.opener, self.age = place, entries, opener, age
 
     def read(self, name: str) -> Iterator[bytes]:
         """Yield an artifact. Raises StackError at its end if it is not what was saved."""
         entry = self.entries[name]
         digest, size = hashlib.sha256(), 0
-        for piece in self._pieces(pool_name(entry.sha256, self.sealed)):
+        for piece in self._pieces(pool_name(entry.sha256, self.age)):
             digest.update(piece)
             size += len(piece)
             yield piece
@@ -127,7 +139,7 @@ class Pool:
             raise StackError(f"the backup is damaged: the artifact {name} is not what was saved")
 
     def _pieces(self, pooled: str) -> Iterator[bytes]:
-        if not self.sealed:
+        if not self.age:
             yield from self.place.take(pooled)
             return
         stage = self.place.stage()
@@ -147,16 +159,16 @@ class Pool:
             plain.unlink(missing_ok=True)
 
 
-def check(place: Place, entries: list[Entry], opener: Opener, sealed: bool) -> None:
+def check(place: Place, entries: list[Entry], opener: Opener, age: str) -> None:
     """Read every object once. Raises StackError for the first that is missing or is not what was saved."""
     from artifacts_move import copying
 
     distinct = {entry.sha256: entry for entry in entries}
     there = place.pooled()
     for entry in distinct.values():
-        if pool_name(entry.sha256, sealed) not in there:
+        if pool_name(entry.sha256, age) not in there:
             raise StackError(f"the backup is damaged: the artifact {entry.name} is missing in {place.called}")
-    pool = Pool(place, {entry.name: entry for entry in distinct.values()}, opener, sealed)
+    pool = Pool(place, {entry.name: entry for entry in distinct.values()}, opener, age)
 
     def work(entry: Entry) -> None:
         for _ in pool.read(entry.name):
@@ -178,20 +190,19 @@ def bring_back(
     place: Place,
     entries: list[Entry],
     opener: Opener,
-    sealed: bool,
+    age: str,
     same: bool,
     say: Callable[[str], None],
 ) -> tuple[int, int]:
     """Copy into the stack's own store what it does not have; return how many objects and bytes that were.
 
     `same` says that it is the store that the backup was made of: an object whose version is the same is not
-    read. What
-    is there and different is replaced; what is there besides stays. Raises StackError.
+    read. What is there and different is replaced; what is there besides stays. Raises StackError.
     """
     from artifacts_move import copying, stores
 
     there = copying.look(store)
-    pool = Pool(place, {entry.name: entry for entry in entries}, opener, sealed)
+    pool = Pool(place, {entry.name: entry for entry in entries}, opener, age)
 
     def work(entry: Entry) -> bool:
         held = there.get(entry.name)

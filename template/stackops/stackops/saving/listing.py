@@ -11,8 +11,7 @@ from stackops.errors import StackError, one_line
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An artifact: its name in the store, its size and SHA-256, and what the store calls this version of
-    it."""
+    """An artifact: its name in the store, size, SHA-256, and what the store calls this version of it."""
 
     name: str
     size: int

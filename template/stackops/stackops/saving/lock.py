@@ -1,8 +1,7 @@
 """One at a time: whatever saves, loads or moves what the stack holds.
 
 The lock is a file in the volume that all containers of the stack share, and the kernel gives it back when
-its holder
-dies, however it dies.
+its holder dies, however it dies.
 """
 
 import fcntl

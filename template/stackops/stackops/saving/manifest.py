@@ -18,6 +18,10 @@ STAMP = "%Y%m%dT%H%M%SZ"
 IS_SET = re.compile(r"\d{8}T\d{6}Z")
 
 
+class Damaged(StackError):
+    """A backup is not as it was written."""
+
+
 @dataclass(frozen=True)
 class File:
     """A file of a set as it is kept: its size and SHA-256."""
@@ -28,20 +32,22 @@ class File:
 
 @dataclass
 class Snapshot:
-    """A database in files: what they are called, the schema of each part (tracking, users) as Alembic names
-    it, and
-    the number of rows by table. Some databases have a schema for the tables as well."""
+    """A database in files.
+
+    What they are called, the schema of each part (tracking, users) as Alembic names it, and the number of
+    rows by table. Some databases have a checksum by table, and a schema for the tables, as well.
+    """
 
     files: list[str]
     revisions: dict[str, str]
     tables: dict[str, int]
+    sums: dict[str, str] = field(default_factory=dict)
     schema: str = ""
 
 
 @dataclass
 class Manifest:
-    """Everything about one backup. `artifacts` is None if it was made without; `age` is who can read it, or
-    ""."""
+    """Everything about one backup. `artifacts` is None if it was made without; `age` is who can read it."""
 
     project: str
     began: str
@@ -51,6 +57,7 @@ class Manifest:
     template: str
     revisions: dict[str, str]
     tables: dict[str, int]
+    sums: dict[str, str]
     schema: str
     store: dict[str, str]
     files: dict[str, File]
@@ -81,8 +88,7 @@ def to_text(manifest: Manifest) -> str:
 
 
 def from_text(text: bytes, name: str) -> Manifest:
-    """Return what manifest.json says of the backup `name`. Raises StackError if it is not as it was
-    written."""
+    """Return what manifest.json says of the backup `name`. Raises Damaged if it is not as it was written."""
     try:
         content = json.loads(text)
         written = content.pop("sha256")
@@ -92,7 +98,7 @@ def from_text(text: bytes, name: str) -> Manifest:
                 "update this stack first"
             )
         if _sum(content) != written:
-            raise StackError(f"the backup {name} is damaged: its manifest.json was altered; take another one")
+            raise Damaged(f"the backup {name} is damaged: its manifest.json was altered; take another one")
         known = {one.name for one in fields(Manifest)}
         made = Manifest(**{key: value for key, value in content.items() if key in known}, name=name)
         made.files = {key: File(**value) for key, value in made.files.items()}
@@ -100,19 +106,28 @@ def from_text(text: bytes, name: str) -> Manifest:
     except StackError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StackError(
+        raise Damaged(
             f"the backup {name} is damaged: its manifest.json cannot be read ({one_line(error, 80)}); "
-            f"take another one"
+            "take another one"
         ) from None
 
 
 def next_name(now: datetime, names: list[str]) -> str:
-    """Return the name of a new set: the time, or a second after the newest if the clock says that it is
-    older."""
+    """Return the name of a new set: the time, or a second after the newest if the clock was set back."""
     name = now.astimezone(UTC).strftime(STAMP)
     if names and name <= (newest := max(names)):
         name = (datetime.strptime(newest, STAMP) + timedelta(seconds=1)).strftime(STAMP)
     return name
+
+
+def verified(text: bytes | None) -> dict | None:
+    """Return when and how a backup was proved to be good, or None if nothing readable says so."""
+    try:
+        found = json.loads(text or b"null")
+        datetime.fromisoformat(found["at"])
+        return {"at": str(found["at"]), "how": str(found["how"])}
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def surplus(names: list[str], keep: int) -> list[str]:
@@ -121,8 +136,7 @@ def surplus(names: list[str], keep: int) -> list[str]:
 
 
 def choose(names: list[str], wanted: str, where: str) -> str:
-    """Return the set that AT names: `latest`, or the start of a name that fits one only. Raises
-    StackError."""
+    """Return the set that AT names: `latest`, or the start of one name only. Raises StackError."""
     if not names:
         raise StackError(f"there is no backup in {where}; look for the right place")
     if wanted in ("", "latest"):
@@ -132,6 +146,6 @@ def choose(names: list[str], wanted: str, where: str) -> str:
         return fitting[0]
     these = ", ".join(sorted(names)[-5:])
     raise StackError(
-        f"AT={wanted} is {'no backup' if not fitting else f'{len(fitting)} backups'} in {where}; the "
-        f"newest are {these}"
+        f"AT={wanted} is {'no backup' if not fitting else f'{len(fitting)} backups'} in {where}; "
+        f"the newest are {these}"
     )

@@ -28,9 +28,10 @@ def digest(path: Path) -> File:
     return File(path.stat().st_size, found)
 
 
-def pool_name(sha256: str, sealed: bool) -> str:
-    """Return what an artifact is called in the pool."""
-    return f"{sha256[:2]}/{sha256}{'.age' if sealed else ''}"
+def pool_name(sha256: str, age: str) -> str:
+    """Return what an artifact is called in the pool. For each public key of age it is there once more."""
+    key = hashlib.sha256(age.encode()).hexdigest()[:8]
+    return f"{sha256[:2]}/{sha256}{f'.{key}.age' if age else ''}"
 
 
 class Place:
@@ -52,7 +53,7 @@ class Place:
         self.called, self.local, self.within = called, "://" not in uri, within
         self.root, self.pool = within(""), within(manifest.POOL)
         self.folder = Path(uri)
-        self.work = (self.folder if self.local else Path(os.environ.get("TMPDIR") or "/var/tmp")) / WORK
+        self.work = Path(os.environ.get("TMPDIR") or "/var/tmp") / WORK
         if self.local and not self.folder.is_dir():
             raise StackError(f"there is no folder {called}")
 
@@ -68,7 +69,7 @@ class Place:
             raise StackError(f"{self.called} cannot be listed: {one_line(error)}") from error
 
     def manifest(self, name: str) -> Manifest | None:
-        """Return the manifest of a set, or None if it has none. Raises StackError if it is damaged."""
+        """Return the manifest of a set, or None if it has none. Raises Damaged if it is not as it was."""
         text = self.read(f"{name}/{manifest.NAME}")
         return manifest.from_text(text, name) if text is not None else None
 
@@ -100,7 +101,13 @@ class Place:
         return path
 
     def begin(self, name: str) -> Path:
-        """Return the empty folder in which the files of a new set are made."""
+        """Return the empty folder in which the files of a new set are made.
+
+        For a local place all of it is on that disk, so that files only get their names in the end. Readers do
+        not come there: a backup goes on beside them.
+        """
+        if self.local:
+            self.work = self.folder / WORK
         shutil.rmtree(self.work, ignore_errors=True)
         self.work.mkdir(mode=0o700, parents=True)
         made = self.folder / name if self.local else self.work / name
@@ -118,8 +125,7 @@ class Place:
                 item = stores.Item(f"{whole.name}/{file}", known.size, "")
                 copying.copy(Given(path), self.root, item)
         if self.local:
-            # Artifacts were written without waiting for the disk: now it has them, before the manifest says
-            # so.
+            # Artifacts were written without waiting for the disk: it has them before the manifest says so.
             subprocess.run(["sync", "--file-system", str(self.folder)], check=False)
         self.write(f"{whole.name}/{manifest.NAME}", manifest.to_text(whole).encode())
 

@@ -1,6 +1,7 @@
 """PostgreSQL, with its own pg_dump, pg_restore and psql in the version of the image (transfer/Dockerfile).
-See
-__init__.py. The password is in libpq's passfile: no command line and no environment has it."""
+
+See __init__.py. The password is in libpq's passfile: no command line and no environment has it.
+"""
 
 import os
 import shutil
@@ -21,22 +22,38 @@ PATIENCE = 20  # seconds for the sessions of a server that has just been stopped
 VERSION_TABLES = {"tracking": "alembic_version", "users": "alembic_version_auth"}
 SEEDED = {"experiments": "experiment_id = 0", "workspaces": "name = 'default'", "users": "username = 'admin'"}
 TABLES = (
-    "SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') "
-    "AND relnamespace = to_regnamespace(current_schema())"
+    "SELECT relname FROM pg_class c WHERE relkind IN ('r', 'p') "
+    "AND relnamespace = to_regnamespace(current_schema()) AND NOT EXISTS "
+    "(SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass AND objid = c.oid AND deptype = 'e')"
+)
+# How values become text, so that a checksum of it is the same everywhere.
+TEXTS = (
+    "SET LOCAL extra_float_digits = 1",
+    "SET LOCAL bytea_output = 'hex'",
+    "SET LOCAL DateStyle = 'ISO'",
+    "SET LOCAL IntervalStyle = 'postgres'",
+    "SET LOCAL TimeZone = 'UTC'",
 )
 QUIET = ("SET LOCAL statement_timeout = 0", "SET LOCAL idle_in_transaction_session_timeout = 0")
-# Everything of the schema that a dump brings back; what depends on a table goes with it.
+# Everything of the schema that a dump brings back; what depends on a table goes with it. What belongs to an
+# extension stays, since a dump leaves it out.
 CLEAR = """
 SELECT format('DROP %s IF EXISTS %s CASCADE', kind, name) FROM (
     SELECT CASE relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' WHEN 'S' THEN 'SEQUENCE'
         ELSE 'TABLE' END, c.oid::regclass::text,
-        CASE WHEN relkind IN ('v', 'm') THEN 0 WHEN relkind = 'S' THEN 2 ELSE 1 END
+        CASE WHEN relkind IN ('v', 'm') THEN 0 WHEN relkind = 'S' THEN 2 ELSE 1 END,
+        c.oid, 'pg_class'::regclass
     FROM pg_class c
     WHERE relkind IN ('r', 'p', 'v', 'm', 'S') AND relnamespace = to_regnamespace(current_schema())
     UNION ALL
-    SELECT 'TYPE', t.oid::regtype::text, 3
+    SELECT 'ROUTINE', p.oid::regprocedure::text, 3, p.oid, 'pg_proc'::regclass
+    FROM pg_proc p WHERE pronamespace = to_regnamespace(current_schema())
+    UNION ALL
+    SELECT 'TYPE', t.oid::regtype::text, 4, t.oid, 'pg_type'::regclass
     FROM pg_type t WHERE typtype = 'e' AND typnamespace = to_regnamespace(current_schema())
-) AS found (kind, name, number) ORDER BY number, name
+) AS found (kind, name, number, object, class)
+WHERE NOT EXISTS (SELECT FROM pg_depend WHERE classid = class AND objid = object AND deptype = 'e')
+ORDER BY number, name
 """
 
 
@@ -89,12 +106,11 @@ def _cause(text: str) -> str:
 
 
 def snapshot(env: Mapping[str, str], folder: Path) -> Snapshot:
-    """Write a dump in the custom format. The rows are counted meanwhile, in the very state that the dump
-    has."""
+    """Write a dump in the custom format. Meanwhile the rows are summed up, in the very state that it has."""
     path = folder / DUMP
     with closing(_connected(env)) as connection, connection.cursor() as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        for statement in QUIET:
+        for statement in (*QUIET, *TEXTS):
             cursor.execute(statement)
         cursor.execute("SELECT pg_export_snapshot(), current_schema()")
         exported, schema = cursor.fetchone()
@@ -110,11 +126,12 @@ def snapshot(env: Mapping[str, str], folder: Path) -> Snapshot:
             try:
                 cursor.execute(TABLES)
                 names = sorted(name for (name,) in cursor.fetchall())
-                tables, revisions = {}, {}
+                tables, sums, revisions = {}, {}, {}
                 for name in names:
-                    cursor.execute(f"SELECT count(*) FROM {quoted(name)}")
-                    tables[name] = cursor.fetchone()[0]
+                    cursor.execute(summed(quoted(name)))
+                    tables[name], sums[name] = cursor.fetchone()
                 for part, table in VERSION_TABLES.items():
+                    sums.pop(table, None)
                     if tables.pop(table, 0):
                         cursor.execute(f"SELECT version_num FROM {table}")
                         (revisions[part],) = cursor.fetchone()
@@ -128,7 +145,7 @@ def snapshot(env: Mapping[str, str], folder: Path) -> Snapshot:
         raise StackError(f"pg_dump of the {_where(env)} failed: {_cause(said)}")
     if "tracking" not in revisions:
         raise StackError(f"the {_where(env)} has no tables of MLflow's yet; run make up first")
-    return Snapshot([DUMP], revisions, tables, schema)
+    return Snapshot([DUMP], revisions, tables, sums, schema)
 
 
 def occupied(env: Mapping[str, str]) -> dict[str, int]:
@@ -154,9 +171,9 @@ def _silence(env: Mapping[str, str]) -> None:
         while True:
             with connection.cursor() as cursor:
                 cursor.execute(
-                    "SELECT count(*), min(application_name) FROM pg_stat_activity WHERE datname = "
-                    "current_database() "
-                    "AND pid <> pg_backend_pid() AND usename = current_user AND application_name = 'mlflow'"
+                    "SELECT count(*), min(application_name) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND pid <> pg_backend_pid() "
+                    "AND usename = current_user AND application_name = 'mlflow'"
                 )
                 count, name = cursor.fetchone()
             if not count:
@@ -175,9 +192,8 @@ def _prelude(env: Mapping[str, str], schema: str) -> str:
         (own,) = cursor.fetchone()
         if own != schema:
             raise StackError(
-                f"the backup's tables are in the schema {schema}, and the role's in the {_where(env)} "
-                f"is {own}; "
-                "give it the same search_path"
+                f"the backup's tables are in the schema {schema}, and the role's in the {_where(env)} is "
+                f"{own}; give it the same search_path"
             )
         cursor.execute(CLEAR)
         away = [f"{statement};" for (statement,) in cursor.fetchall()]
@@ -187,14 +203,22 @@ def _prelude(env: Mapping[str, str], schema: str) -> str:
 
 
 def epilogue(found: Manifest) -> str:
-    """Return the end of the transaction: it counts every table, and only then it holds."""
+    """Return the end of the transaction: it counts and compares every table, and only then it holds."""
+    set_texts = [f"{statement};" for statement in TEXTS]
     checks = [
-        f"IF (SELECT count(*) FROM {quoted(found.schema)}.{quoted(name)}) <> {int(rows)} THEN "
-        f"RAISE EXCEPTION 'the table % came out with other rows than the backup has', {_literal(name)}; "
-        f"END IF;"
+        f"IF ({summed(f'{quoted(found.schema)}.{quoted(name)}', as_row=True)}) IS DISTINCT FROM "
+        f"ROW({int(rows)}::bigint, {_literal(found.sums[name])}::text) THEN RAISE EXCEPTION "
+        f"'the table % came out with other rows than the backup has', {_literal(name)}; END IF;"
         for name, rows in sorted(found.tables.items())
     ]
-    return "\n".join(["", "DO $check$ BEGIN", *checks, "END $check$;", "COMMIT;", ""])
+    return "\n".join(["", *set_texts, "DO $check$ BEGIN", *checks, "END $check$;", "COMMIT;", ""])
+
+
+def summed(table: str, as_row: bool = False) -> str:
+    """Return the query for the number of rows of a table, and a checksum that their order does not change."""
+    row = "('x' || left(md5(this_row::text), 16))::bit(64)::bigint"
+    both = f"count(*), coalesce(sum({row}), 0)::text"
+    return f"SELECT {f'ROW({both})' if as_row else both} FROM {table} AS this_row"
 
 
 def _literal(text: str) -> str:

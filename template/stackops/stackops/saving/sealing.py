@@ -1,5 +1,4 @@
-"""Encryption with age: for the public key of whoever may read backups. The stack itself cannot read them
-again."""
+"""Encryption with age, for the public key of whoever may read backups: the stack itself cannot."""
 
 from pathlib import Path
 
@@ -21,14 +20,9 @@ class Seal:
                 self._keys = [pyrage.x25519.Recipient.from_str(recipient)]
             except pyrage.RecipientError as error:
                 raise StackError(
-                    f"BACKUP_AGE_RECIPIENT is no public key of age ({one_line(error, 60)}); it must "
-                    f"look like age1…"
+                    f"BACKUP_AGE_RECIPIENT is no public key of age ({one_line(error, 60)}); "
+                    "it must look like age1…"
                 ) from None
-
-    @property
-    def suffix(self) -> str:
-        """What the names of encrypted files end with."""
-        return SUFFIX if self._keys else ""
 
     def data(self, content: bytes) -> bytes:
         """Return the encrypted bytes."""
@@ -78,8 +72,7 @@ class Opener:
             )
 
     def data(self, content: bytes, name: str) -> bytes:
-        """Return the bytes as they were. Raises StackError if the key does not fit or something was
-        altered."""
+        """Return the bytes as they were. Raises StackError if the key does not fit or they were altered."""
         import pyrage
 
         self.need()

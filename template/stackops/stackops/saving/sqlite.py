@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import sqlite3
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -10,6 +11,7 @@ from pathlib import Path
 from stackops.backends import sqlite
 from stackops.errors import StackError, one_line
 from stackops.saving.manifest import Manifest, Snapshot
+from stackops.saving.place import digest
 
 TRACKING, USERS = "mlflow.db", "auth.db"
 VERSION_TABLES = {"tracking": "alembic_version", "users": "alembic_version_auth"}
@@ -45,6 +47,7 @@ def look(path: Path) -> Snapshot:
 
 def snapshot(env: Mapping[str, str], folder: Path) -> Snapshot:
     """Write copies of the files into `folder`, each as it was at one moment; writers go on meanwhile."""
+    sqlite.settle(env)
     source = sqlite.database(env)
     if not source.is_file():
         raise StackError("there is no database yet, so there is nothing to back up; run make up first")
@@ -72,8 +75,7 @@ def snapshot(env: Mapping[str, str], folder: Path) -> Snapshot:
 
 
 def occupied(env: Mapping[str, str]) -> dict[str, int]:
-    """Return what the database holds besides a fresh stack's rows; a damaged one holds nothing that can be
-    kept."""
+    """Return what the database holds besides a fresh stack's rows. Of a damaged one nothing can be kept."""
     found: dict[str, int] = {}
     for path in (sqlite.database(env), sqlite.database(env).with_name(USERS)):
         if not path.is_file():
@@ -90,37 +92,46 @@ def occupied(env: Mapping[str, str]) -> dict[str, int]:
 
 
 def load(env: Mapping[str, str], folder: Path, found: Manifest, say: Callable[[str], None]) -> None:
-    """Put the files in the places of the stack's own, each in one step. The server must not run."""
-    ready = []
+    """Put the files in the places of the stack's own, all or none. The server must not run.
+
+    Complete copies are made in a folder beside, and compared. From the moment at which that folder gets its
+    final name they hold: if this is interrupted then, the next start puts them in their places.
+    """
+    sqlite.settle(env)
+    home = sqlite.database(env).parent
+    part = home / f"{sqlite.RESTORED}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(mode=0o700, parents=True)
+    try:
+        _copy(env, folder, found, part, say)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    sqlite.sync(part)
+    part.rename(home / sqlite.RESTORED)
+    sqlite.sync(home)
+    sqlite.settle(env)
+
+
+def _copy(
+    env: Mapping[str, str], folder: Path, found: Manifest, part: Path, say: Callable[[str], None]
+) -> None:
+    """Copy the files that this stack uses into `part`. Raises StackError if one is not as it was saved."""
     for name in (TRACKING, USERS):
         if name not in found.files:
             continue
         if name == USERS and env.get("STACK_AUTH") != "mlflow":
             say("MLflow's users stay behind: this stack does not use them")
             continue
-        target = sqlite.database(env).with_name(name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{name}.restored")
-        part.unlink(missing_ok=True)
-        with open(folder / name, "rb") as old, open(part, "wb") as new:
-            while piece := old.read(1 << 20):
-                new.write(piece)
+        with open(folder / name, "rb") as old, open(part / name, "wb") as new:
+            shutil.copyfileobj(old, new, 1 << 20)
             new.flush()
             os.fsync(new.fileno())
-        held = look(part)
-        for table, rows in held.tables.items():
+        if digest(part / name) != found.files[name]:
+            raise StackError(f"{name} was not written as the backup has it; nothing was changed")
+        for table, rows in look(part / name).tables.items():
             if rows != found.tables.get(table):
-                part.unlink()
                 raise StackError(
-                    f"{name} has {rows} rows in {table} instead of {found.tables.get(table)}; nothing "
-                    f"was changed"
+                    f"{name} has {rows} rows in {table} instead of {found.tables.get(table)}; "
+                    "nothing was changed"
                 )
-        ready.append((part, target))
-    for part, target in ready:
-        # What the old file still has in its log must not be taken for the new one's.
-        for log in (f"{target.name}-wal", f"{target.name}-shm"):
-            target.with_name(log).unlink(missing_ok=True)
-        part.replace(target)
-        folder_handle = os.open(target.parent, os.O_RDONLY)
-        os.fsync(folder_handle)
-        os.close(folder_handle)
