@@ -264,7 +264,7 @@ def rendered(folder: Path, name: str, answers: Mapping[str, Any], settings: Mapp
         data.pop("https_port", None)
     stack = Stack(folder / f"{PREFIX}-{name}")
     if shutil.which("docker"):
-        swept(stack.name)
+        swept(data["project_name"])
     copier.run_copy(str(ROOT), stack.folder, data=data, defaults=True, quiet=True, vcs_ref="HEAD")
     own = {"STORE_PORT": str(free_port()), "MLFLOW_IMAGE": image_tag(stack.folder)}
     if os.getuid() == 0:
