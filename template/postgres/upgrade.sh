@@ -36,9 +36,9 @@ trap 'pg_ctl --pgdata "$PGDATA" --silent --mode fast stop >/dev/null' EXIT
 
 # What differs from run to run, and in nothing else.
 steady() { grep -Ev '^(--|\\(un)?restrict |$)'; }
-roles() { pg_dumpall --host "$1" --globals-only | steady; }
-shape() { pg_dump --host "$1" --schema-only --create "$2" | steady; }
-rows() { pg_dump --host "$1" --data-only "$2" | steady; }
+roles() { pg_dumpall --host "$1" --globals-only | steady || echo "unreadable in $1"; }
+shape() { pg_dump --host "$1" --schema-only --create "$2" | steady || echo "unreadable in $1"; }
+rows() { pg_dump --host "$1" --data-only "$2" | steady || echo "unreadable in $1"; }
 count() {
   ask "$1" "$2" "SELECT count(*), coalesce(sum((xpath('/row/n/text()', query_to_xml(format('SELECT count(*) AS n FROM %I.%I', schemaname, tablename), false, true, '')))[1]::text::bigint), 0)
     FROM pg_tables WHERE schemaname NOT IN ('pg_catalog', 'information_schema')"
