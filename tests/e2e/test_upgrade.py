@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from history import History
-from stacks import ROOT, Stack, run, stack
+from stacks import PREFIX, ROOT, Stack, run, stack
+from test_old_clients import WORDS, installed
 
 pytestmark = pytest.mark.docker
 
@@ -37,6 +39,7 @@ def make_older(one: Stack) -> str:
     return today
 
 
+IMAGES = yaml.safe_load((ROOT / "extensions/data/versions.yml").read_text())
 ANSWERS = {"postgres": {"purpose": "team"}, "sqlite": {"purpose": "solo", "auth": "mlflow"}}
 # What the last step from 3.16 to 3.17 makes, when others are done already.
 NEW_TABLE = "job_locks"
@@ -232,3 +235,60 @@ def test_one_at_a_time(older: Older) -> None:
     refused = next(text for text, one in zip(said, both, strict=True) if one.returncode)
     assert "at work: wait until it has ended" in error(refused)
     older.as_before()
+
+
+# No release has had an MLflow as old as 3.7: its own server, in the place of the stack's.
+OLD_IMAGE = f"""
+FROM {IMAGES["python_image"]}
+COPY mlflow-3.7-server.txt /
+RUN --mount=type=cache,target=/root/.cache/pip pip install --require-hashes -r /mlflow-3.7-server.txt
+"""
+DATABASE = {"postgres": "postgresql://mlflow@postgres/mlflow", "sqlite": "sqlite:////data/mlflow.db"}
+
+
+def mlflow_3_7(database: str) -> dict[str, dict]:
+    """Return the settings of services with which MLflow 3.7 runs as people ran it, on this database."""
+    server = (
+        "PGPASSWORD=$$(cat /run/secrets/db_password 2>/dev/null) exec mlflow server --host 0.0.0.0 --workers 1 "
+        f"--backend-store-uri {database} --artifacts-destination $$ARTIFACT_URI"
+    )
+    look = "import urllib.request; urllib.request.urlopen('http://127.0.0.1:5000/health')"
+    image = f"{PREFIX}-image:mlflow-3.7"
+    return {
+        "migrate": {"image": image, "entrypoint": ["true"]},
+        "mlflow": {
+            "image": image,
+            "entrypoint": ["sh", "-c", server],
+            "command": [],
+            "healthcheck": {"test": ["CMD", "python", "-c", look]},
+        },
+    }
+
+
+@pytest.mark.parametrize("kind", DATABASE)
+def test_from_mlflow_3_7(tmp_path: Path, kind: str) -> None:
+    """Its data come through all the migrations since, or, when it fails after them, back to that server."""
+    (tmp_path / "Dockerfile").write_text(OLD_IMAGE)
+    lock = ROOT / "tests/clients/mlflow-3.7-server.txt"
+    (tmp_path / lock.name).write_text(lock.read_text())
+    built = run("docker", "build", "--quiet", "--tag", f"{PREFIX}-image:mlflow-3.7", ".", cwd=tmp_path)
+    assert built.returncode == 0, built.stderr
+    old = installed("mlflow-3.7")
+    with stack(tmp_path, f"upgrade-3-7-{kind}", {"purpose": "team" if kind == "postgres" else "solo"}) as one:
+        one.override({"services": mlflow_3_7(DATABASE[kind])})
+        one.compose("up", "--detach", "--wait", "--no-build")
+        (one.folder / ".running.yaml").write_text(one.compose("config"))  # as 'make up' does
+        one.client(WORDS, "write=old", "read=old", python=old)
+
+        one.override({"services": {"check": {"environment": {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}}}})
+        said = one.make("upgrade", fails=True)
+        assert "as before: MLflow 3.7.0 with the data from before" in error(said)
+        one.client(WORDS, "read=old", python=old)
+
+        (one.folder / "compose.override.yaml").unlink()
+        said = one.make("upgrade")
+        assert re.search(r"schema of runs and models: bf29a5ff90ea, becomes \w{12}", said)
+        assert "MLflow: 3.7.0 runs, 3.17.2 is to come" in said
+        one.client(WORDS, "read=old", "write=new", "read=new")
+        one.client(WORDS, "read=old", "read=new", python=old)
+        one.make("check")
