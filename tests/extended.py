@@ -42,6 +42,23 @@ WATCHED: dict[str, tuple[str, ...]] = {
         "template/stackops/stackops/artifact_uris.py",
         "extensions/compose/artifacts-move.yaml.jinja",
     ),
+    "tests/e2e/test_upgrade.py": (
+        "template/stackops/stackops/upgrade.py",
+        "template/stackops/stackops/schema.py",
+        "template/stackops/stackops/prepare.py",
+        "template/stackops/stackops/backends/*",
+        "template/stackops/stackops/saving/*",
+        "template/scripts/upgrade.sh.jinja",
+        "template/scripts/lock.sh",
+        "template/scripts/up.sh.jinja",
+    ),
+    "tests/e2e/test_upgrade_postgres.py": (
+        "template/postgres/*",
+        "template/scripts/upgrade-postgres.sh.jinja",
+        "template/scripts/upgrade.sh.jinja",
+        "template/scripts/lock.sh",
+        "extensions/compose/postgres.yaml.jinja",
+    ),
     "tests/e2e/test_gc.py": (
         "template/stackops/stackops/gc.py",
         "template/stackops/stackops/cleaning/*",
