@@ -122,12 +122,22 @@ def error(said: str) -> str:
     return line
 
 
+def forget_images(one: Stack) -> None:
+    """Take away the names of images that an upgrade gives, and this file; the layers go with the last of them."""
+    names = run("docker", "image", "ls", "--format", "{{.Repository}}:{{.Tag}}").stdout.split()
+    own = [name for name in names if name.startswith((f"{one.name}-before-upgrade:", f"{one.name}-image:"))]
+    run("docker", "image", "rm", "--force", *own, f"{one.name}-mlflow:upgrade-next")
+
+
 @pytest.fixture(scope="module", params=ANSWERS)
 def older(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Older]:
     """A stack of each kind."""
     name = f"upgrade-{request.param}"
     with stack(tmp_path_factory.mktemp(name), name, ANSWERS[request.param]) as one:
-        yield Older(one)
+        try:
+            yield Older(one)
+        finally:
+            forget_images(one)
 
 
 def test_a_look_changes_nothing(older: Older) -> None:
@@ -146,6 +156,8 @@ def test_a_migration_that_fails(older: Older) -> None:
     older.as_before()
     refusal = error(older.stack.make("up", fails=True))
     assert "the last upgrade went back" in refusal
+    assert "the last upgrade went back" in older.stack.make("restart", fails=True)
+    assert older.version() == "3.16.1"
     older.sql(f"DROP TABLE {NEW_TABLE}")
 
 
@@ -292,3 +304,4 @@ def test_from_mlflow_3_7(tmp_path: Path, kind: str) -> None:
         one.client(WORDS, "read=old", "write=new", "read=new")
         one.client(WORDS, "read=old", "read=new", python=old)
         one.make("check")
+        forget_images(one)
