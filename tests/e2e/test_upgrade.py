@@ -27,14 +27,18 @@ def entries(lock: str) -> dict[str, str]:
     return {name: match[0] for name, match in found.items() if match}
 
 
-def make_older(one: Stack) -> str:
-    """Let the stack's files ask for the MLflow of before, and return what they asked for. Its image keeps one name."""
-    today = (one.folder / BASE).read_text()
-    then, text = entries((ROOT / "tests" / "clients" / "mlflow-3.16.txt").read_text()), today
-    for name, entry in entries(today).items():
+def make_older(one: Stack) -> dict[Path, str]:
+    """Let the stack's files ask for the MLflow of before; return what they asked for. Its image keeps one name."""
+    app = Path("stackops", "stackops", "app.py")
+    today = {path: (one.folder / path).read_text() for path in (BASE, app)}
+    then, text = entries((ROOT / "tests" / "clients" / "mlflow-3.16.txt").read_text()), today[BASE]
+    for name, entry in entries(text).items():
         text = text.replace(entry, then[name])
-    assert text != today
+    assert text != today[BASE]
     (one.folder / BASE).write_text(text)
+    # A check that MLflow has since 3.17.
+    assert "accounts.close_store" in today[app]
+    (one.folder / app).write_text(today[app].replace("accounts.close_store(os.environ)", "pass"))
     one.setting("MLFLOW_IMAGE", f"{one.name}-image")
     return today
 
@@ -54,7 +58,8 @@ class Older:
         one.up()
         assert self.version() == "3.16.1"
         self.history.write("first")
-        (one.folder / BASE).write_text(today)
+        for path, text in today.items():
+            (one.folder / path).write_text(text)
 
     def version(self) -> str:
         """Return the version of the server that runs."""
