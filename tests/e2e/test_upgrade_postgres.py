@@ -13,7 +13,8 @@ from stacks import Stack, run, stack
 
 pytestmark = pytest.mark.docker
 
-OLD_FOLDER = {"services": {"postgres": {"environment": {"PGDATA": "/var/lib/postgresql/17/docker"}}}}
+# The slash at the end keeps an image from taking its own volume, at /var/lib/postgresql/data, for older data.
+OLD_FOLDER = {"services": {"postgres": {"environment": {"PGDATA": "/var/lib/postgresql/17/docker/"}}}}
 ROLES = "SELECT rolname, rolpassword FROM pg_authid WHERE rolname !~ '^pg_' ORDER BY 1"
 
 
