@@ -39,13 +39,19 @@ CLEAR = """
 SELECT format('DROP %s IF EXISTS %s CASCADE', kind, name) FROM (
     SELECT CASE relkind WHEN 'v' THEN 'VIEW' WHEN 'm' THEN 'MATERIALIZED VIEW' WHEN 'S' THEN 'SEQUENCE'
         ELSE 'TABLE' END, c.oid::regclass::text,
-        CASE WHEN relkind IN ('v', 'm') THEN 0 WHEN relkind = 'S' THEN 2 ELSE 1 END
+        CASE WHEN relkind IN ('v', 'm') THEN 0 WHEN relkind = 'S' THEN 2 ELSE 1 END,
+        c.oid, 'pg_class'::regclass
     FROM pg_class c
     WHERE relkind IN ('r', 'p', 'v', 'm', 'S') AND relnamespace = to_regnamespace(current_schema())
     UNION ALL
-    SELECT 'TYPE', t.oid::regtype::text, 3
+    SELECT 'ROUTINE', p.oid::regprocedure::text, 3, p.oid, 'pg_proc'::regclass
+    FROM pg_proc p WHERE pronamespace = to_regnamespace(current_schema())
+    UNION ALL
+    SELECT 'TYPE', t.oid::regtype::text, 4, t.oid, 'pg_type'::regclass
     FROM pg_type t WHERE typtype = 'e' AND typnamespace = to_regnamespace(current_schema())
-) AS found (kind, name, number) ORDER BY number, name
+) AS found (kind, name, number, object, class)
+WHERE NOT EXISTS (SELECT FROM pg_depend WHERE classid = class AND objid = object AND deptype = 'e')
+ORDER BY number, name
 """
 
 
