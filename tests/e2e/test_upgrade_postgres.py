@@ -67,7 +67,7 @@ def error(said: str) -> str:
 def older(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Older]:
     """The stack of all tests here."""
     answers = {"backend": "postgres", "artifact_store": "local"}
-    with stack(tmp_path_factory.mktemp("upgrade-postgres"), "upgrade-postgres", answers) as one:
+    with stack(tmp_path_factory.mktemp("postgres-major"), "postgres-major", answers) as one:
         yield Older(one)
 
 
