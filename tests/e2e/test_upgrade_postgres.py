@@ -55,7 +55,8 @@ class Older:
     def folders(self) -> set[str]:
         """Return what the volume holds, two levels deep."""
         look = ("run", "--rm", "-T", "--no-deps", "--entrypoint", "sh", "postgres", "-c")
-        return set(self.stack.compose(*look, "cd /var/lib/postgresql && ls -d [0-9]*/* .upgrade 2>/dev/null; true").split())
+        listed = "cd /var/lib/postgresql; ls -d [0-9]*/* .upgrade 2>/dev/null; true"
+        return set(self.stack.compose(*look, listed).split())
 
 
 def error(said: str) -> str:
