@@ -51,6 +51,23 @@ WATCHED: dict[str, tuple[str, ...]] = {
         "extensions/compose/*",
         "tests/updates.py",
     ),
+    "tests/e2e/test_upgrade.py": (
+        "template/stackops/stackops/upgrade.py",
+        "template/stackops/stackops/schema.py",
+        "template/stackops/stackops/prepare.py",
+        "template/stackops/stackops/backends/*",
+        "template/stackops/stackops/saving/*",
+        "template/scripts/upgrade.sh.jinja",
+        "template/scripts/lock.sh",
+        "template/scripts/up.sh.jinja",
+    ),
+    "tests/e2e/test_upgrade_postgres.py": (
+        "template/postgres/*",
+        "template/scripts/upgrade-postgres.sh.jinja",
+        "template/scripts/upgrade.sh.jinja",
+        "template/scripts/lock.sh",
+        "extensions/compose/postgres.yaml.jinja",
+    ),
     "tests/e2e/test_gc.py": (
         "template/stackops/stackops/gc.py",
         "template/stackops/stackops/cleaning/*",

@@ -63,6 +63,7 @@ ALWAYS = {
     "scripts/other-stack.sh",
     "scripts/restore-drill.sh",
     "scripts/restore.sh",
+    "scripts/upgrade.sh",
     "scripts/rotate-secrets.sh",
     "scripts/rotating.sh",
     "scripts/size.sh",
@@ -100,6 +101,7 @@ def expected_files(answers: Answers) -> set[str]:
         files |= {f"stackops/stackops/migration/{name}.py" for name in MIGRATION}
     if backend == "postgres":
         files |= {"postgres/initdb.d/10-mlflow.sh", f"{ROTATION}/role.py"}
+        files |= {"postgres/upgrade.sh", "scripts/upgrade-postgres.sh"}
     if backend == "managed" or store in ("s3", "azure", "gcs") or auth == "oidc":
         files |= {f"{ROTATION}/given.py"}
     if store not in SELF_HOSTED:  # where it is elsewhere, 'make restore-drill' uses a folder
@@ -170,7 +172,7 @@ def file_set(tree: Tree) -> list[str]:
 # What other languages write with braces: GitHub's expressions, Go templates of `docker --format`, pgloader's mustache.
 FOREIGN = {
     ".github/workflows/": re.compile(r"\$\{\{ [a-zA-Z_.| ]+ \}\}"),
-    "scripts/": re.compile(r"\{\{(\.[A-Za-z.]+|range [A-Za-z.]+|println \.[A-Za-z]+|end)\}\}"),
+    "scripts/": re.compile(r"\{\{((range |println |index )?\.[A-Za-z.]*( \"[a-z.-]+\")?|end)\}\}"),
     "pgloader/": re.compile(r"\{\{[A-Z_]+\}\}"),
 }
 TEMPLATE_CODE = re.compile(r"\{\{|\{%|%\}|\{#")  # '}}' alone ends nested variables of shell and Compose

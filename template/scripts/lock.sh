@@ -19,7 +19,11 @@ lock() {
   [ "$1" = restore ] || [ ! -e .restore.unfinished ] || [ -n "${STACK_LOCK:-}" ] || die "$(unfinished)"
   ! busy || die "'make ${held#* }' (process ${held%% *}) is at work: wait until it has ended"
   [ -z "$held" ] || [ "${held%% *}" != "${STACK_LOCK:-}" ] || return 0
-  rm -f .stack.lock
+  # A dead one's goes; if another command has put its own in that place meanwhile, it comes back.
+  if [ -n "$held" ] && mv .stack.lock ".stack.lock.$$" 2>/dev/null; then
+    [ "$(readlink ".stack.lock.$$")" = "$held" ] || mv ".stack.lock.$$" .stack.lock
+    rm -f ".stack.lock.$$"
+  fi
   ln -s "$$ $1" .stack.lock 2>/dev/null || die "another command is at work: wait until it has ended"
   export STACK_LOCK=$$
   holds_lock=yes

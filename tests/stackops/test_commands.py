@@ -112,7 +112,7 @@ def test_a_small_stack_has_only_its_commands(tmp_path):
     text = stackops("--help").stdout
     assert re.findall(r"^    (\w+) ", text, re.M) == [
         "backup", "backups", "check", "doctor", "gc", "movein", "prepare", "prove", "ready", "restore", "rotate",
-        "serve", "size",
+        "serve", "size", "upgrade",
     ]  # fmt: skip
     gone = stackops("user", "list")
     assert gone.returncode == 2 and "invalid choice" in gone.stderr

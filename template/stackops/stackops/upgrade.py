@@ -18,7 +18,8 @@ from types import ModuleType
 
 from stackops import schema, settings
 from stackops.errors import StackError, one_line
-from stackops.saving.manifest import Snapshot
+from stackops.saving import manifest
+from stackops.saving.place import digest
 
 HELP = "look at the databases before and after an upgrade (make upgrade)"
 PATIENCE = 60
@@ -106,12 +107,35 @@ def saving(env: Mapping[str, str]) -> ModuleType:
     return importlib.import_module(f"stackops.saving.{env['STACK_BACKEND']}")
 
 
-def saved(path: Path) -> Snapshot:
-    """Return what `save` has written about its copy. Raises StackError if it is not there."""
+def save(env: Mapping[str, str], folder: Path) -> None:
+    """Copy the database into `folder`; what the copy is like goes there last. Raises StackError."""
+    about = folder / SNAPSHOT
     try:
-        return Snapshot(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        raise StackError(f"{path} does not describe a copy of the database") from None
+        folder.mkdir(exist_ok=True)
+        about.unlink(missing_ok=True)
+        made = saving(env).snapshot(env, folder)
+        files = {name: digest(folder / name) for name in made.files}
+        shape = {"revisions": made.revisions, "tables": made.tables, "sums": made.sums, "schema": made.schema}
+        text = manifest.to_text(
+            manifest.Manifest(
+                project=env.get("STACK_NAME", ""), backend=env["STACK_BACKEND"], files=files, **shape,
+                began="", ended="", mlflow="", template="", store={}, artifacts=None,
+            )
+        )  # fmt: skip
+        settings.write_private({str(about): text})
+    except OSError as error:
+        raise StackError(f"the database cannot be saved: {one_line(error.strerror)}") from None
+
+
+def saved(folder: Path) -> manifest.Manifest:
+    """Return what `save` has written about its copy. Raises StackError unless the copy is still that."""
+    try:
+        found = manifest.from_text((folder / SNAPSHOT).read_bytes(), folder.name)
+        if all(digest(folder / name) == known for name, known in found.files.items()):
+            return found
+    except OSError:
+        pass
+    raise StackError(f"the copy of the database in backups/upgrade/{folder.name} is not whole")
 
 
 def states(env: Mapping[str, str]) -> dict[str, schema.State]:
@@ -172,17 +196,12 @@ def run(args: argparse.Namespace) -> None:
     backend = settings.backend(env)
     path = Path(args.path or ".")
     if args.action == "put-back":
-        return saving(env).load(env, path, saved(path / SNAPSHOT), print)
+        return saving(env).load(env, path, saved(path), print)
     backend.wait(env, PATIENCE)
     if args.action == "look":
         print("\n".join(look(env, args.path, args.running)))
     elif args.action == "save":
-        path.mkdir(exist_ok=True)
-        try:
-            made = saving(env).snapshot(env, path)
-        except OSError as error:
-            raise StackError(f"the database cannot be saved: {one_line(error.strerror)}") from None
-        settings.write_private({str(path / SNAPSHOT): json.dumps(asdict(made))})
+        save(env, path)
     elif args.action == "remember":
         settings.write_private({str(path): remember(env).text()})
     else:
