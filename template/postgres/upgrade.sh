@@ -41,7 +41,7 @@ known() { sed -E '/^ALTER .* ALTER COLUMN .* SET \(pg_attver=[0-9]+\);$/d'; }
 steady() { grep -Ev '^(--|\\(un)?restrict |$)'; }
 roles() { pg_dumpall --host "$1" --globals-only | steady || echo "unreadable in $1"; }
 about() { pg_dump --host "$1" --schema-only --create "$2" | grep -E '^(CREATE|ALTER) DATABASE ' || echo "unreadable in $1"; }
-tables() { pg_dump --host $here --schema-only "$1" | steady || echo "unreadable: $1"; }
+definitions() { pg_dump --host $here --schema-only "$1" | steady || echo "unreadable: $1"; }
 rows() { pg_dump --host "$1" --data-only "$2" | steady || echo "unreadable in $1"; }
 count() {
   ask "$1" "$2" "SELECT count(*), coalesce(sum((xpath('/row/n/text()', query_to_xml(format('SELECT count(*) AS n FROM %I.%I', schemaname, tablename), false, true, '')))[1]::text::bigint), 0)
@@ -66,7 +66,7 @@ while read -r name; do
   encoding=$(ask "$SOCKETS" "$name" "SELECT getdatabaseencoding()")
   tell template1 <<<"CREATE DATABASE upgrade_check TEMPLATE template0 ENCODING '$encoding' LOCALE 'C'"
   pg_dump --host "$SOCKETS" --schema-only "$name" | known | tell upgrade_check || die "the tables of the database $name cannot be compared, see above"
-  diff <(tables upgrade_check) <(tables "$name") >"$work/diff" ||
+  diff <(definitions upgrade_check) <(definitions "$name") >"$work/diff" ||
     die "the tables of the database $name are not the same on both sides: $(grep -m 1 '^[<>]' "$work/diff")"
   tell template1 <<<"DROP DATABASE upgrade_check"
   cmp --silent <(rows "$SOCKETS" "$name") <(rows $here "$name") || die "the rows of the database $name are not the same on both sides"
