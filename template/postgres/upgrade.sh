@@ -40,7 +40,8 @@ known() { sed -E '/^ALTER .* ALTER COLUMN .* SET \(pg_attver=[0-9]+\);$/d'; }
 # What differs from run to run, and in nothing else.
 steady() { grep -Ev '^(--|\\(un)?restrict |$)'; }
 roles() { pg_dumpall --host "$1" --globals-only | steady || echo "unreadable in $1"; }
-shape() { pg_dump --host "$1" --schema-only --create "$2" | known | steady || echo "unreadable in $1"; }
+about() { pg_dump --host "$1" --schema-only --create "$2" | grep -E '^(CREATE|ALTER) DATABASE ' || echo "unreadable in $1"; }
+definitions() { pg_dump --host $here --schema-only "$1" | steady || echo "unreadable: $1"; }
 rows() { pg_dump --host "$1" --data-only "$2" | steady || echo "unreadable in $1"; }
 count() {
   ask "$1" "$2" "SELECT count(*), coalesce(sum((xpath('/row/n/text()', query_to_xml(format('SELECT count(*) AS n FROM %I.%I', schemaname, tablename), false, true, '')))[1]::text::bigint), 0)
@@ -60,8 +61,14 @@ vacuumdb --host $here --all --analyze-only --quiet
 
 cmp --silent <(roles "$SOCKETS") <(roles $here) || die "the roles are not the same on both sides"
 while read -r name; do
-  diff <(shape "$SOCKETS" "$name") <(shape $here "$name") >"$work/diff" ||
+  cmp --silent <(about "$SOCKETS" "$name") <(about $here "$name") || die "the settings of the database $name are not the same on both sides"
+  # Each version writes a definition in its own words. So what the old one writes is read by the new one once more.
+  encoding=$(ask "$SOCKETS" "$name" "SELECT getdatabaseencoding()")
+  tell template1 <<<"CREATE DATABASE upgrade_check TEMPLATE template0 ENCODING '$encoding' LOCALE 'C'"
+  pg_dump --host "$SOCKETS" --schema-only "$name" | known | tell upgrade_check || die "the tables of the database $name cannot be compared, see above"
+  diff <(definitions upgrade_check) <(definitions "$name") >"$work/diff" ||
     die "the tables of the database $name are not the same on both sides: $(grep -m 1 '^[<>]' "$work/diff")"
+  tell template1 <<<"DROP DATABASE upgrade_check"
   cmp --silent <(rows "$SOCKETS" "$name") <(rows $here "$name") || die "the rows of the database $name are not the same on both sides"
   IFS='|' read -r tables sum <<<"$(count $here "$name")"
   [ "$(count "$SOCKETS" "$name")" = "$tables|$sum" ] || die "the tables of the database $name have not as many rows on both sides"

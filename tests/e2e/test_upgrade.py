@@ -259,6 +259,8 @@ OLD_IMAGE = f"""
 FROM {IMAGES["python_image"]}
 COPY mlflow-3.7-server.txt /
 RUN --mount=type=cache,target=/root/.cache/pip pip install --require-hashes -r /mlflow-3.7-server.txt
+# A new volume gets the mode of this folder.
+RUN install -d -m 1777 /data
 """
 DATABASE = {"postgres": "postgresql://mlflow@postgres/mlflow", "sqlite": "sqlite:////data/mlflow.db"}
 
