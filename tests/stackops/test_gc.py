@@ -529,3 +529,13 @@ def test_cuts_are_inclusive(world):
     with engine.connect() as connection:
         assert run.run_id in rows.look(connection, Cuts(OLD), True).runs
         assert run.run_id not in rows.look(connection, Cuts(OLD - 1), True).runs
+
+
+def test_nothing_is_streamed_but_what_asks_for_it(world):
+    """PostgreSQL streams by cursors, and no UPDATE goes through one."""
+    run = world.run(world.experiment("live"), OLD).run_id
+    with sqlite.engine(world.env).begin() as connection:
+        rows.look(connection, Cuts(OLD), True)
+        list(rows.unusual(connection))
+        assert rows.delete(connection, "runs", [run], Cuts(OLD)) == [run]
+        assert "yield_per" not in connection.get_execution_options()

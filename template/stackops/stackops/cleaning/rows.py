@@ -3,6 +3,7 @@
 `look` asks the database; `settle` decides, from what it is given alone.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 GONE_VERSION = "Deleted_Internal"  # MLflow keeps the row of a deleted model version, and blanks what it names
 SOME = 400  # ids in one statement
+# For one statement, never for a connection: what changes rows cannot be streamed.
+STREAMED = {"yield_per": 1000}
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ def look(connection: "Connection", cuts: Cuts, reuses_numbers: bool) -> Facts:
     runs, models, experiments = tables["runs"], tables["logged_models"], tables["experiments"]
     tags = tables["tags"]
     noted, traces = tables["trace_request_metadata"], tables["trace_info"]
-    rows = connection.execution_options(yield_per=1000).execute
+    rows = functools.partial(connection.execute, execution_options=STREAMED)
 
     facts.experiments = {
         row[0] for row in rows(sa.select(experiments.c.experiment_id).where(_old(experiments, cuts)))
@@ -201,7 +204,7 @@ def named_by_versions(connection: "Connection", ids: Set[str]) -> set[str]:
     query = sa.select(versions.c.run_id, versions.c.source, versions.c.storage_location)
     query = query.where(sa.func.coalesce(versions.c.current_stage, "") != GONE_VERSION)
     named: set[str] = set()
-    for row in connection.execution_options(yield_per=1000).execute(query):
+    for row in connection.execute(query, execution_options=STREAMED):
         named |= ids & {part for text in row if text for part in places.segments(text)}
     return named
 
@@ -322,7 +325,7 @@ def unusual(connection: "Connection") -> Iterator[tuple[str | None, str]]:
     import sqlalchemy as sa
 
     tables = metadata().tables
-    rows = connection.execution_options(yield_per=1000).execute
+    rows = functools.partial(connection.execute, execution_options=STREAMED)
     experiments = tables["experiments"]
     place = experiments.c.artifact_location
     for table, column, key, folder in (
