@@ -154,7 +154,9 @@ def file_set(tree: Tree) -> list[str]:
 # What other languages write with braces: GitHub's expressions, Go templates of `docker --format`, pgloader's mustache.
 FOREIGN = {
     ".github/workflows/": re.compile(r"\$\{\{ [a-zA-Z_.| ]+ \}\}"),
-    "scripts/": re.compile(r"\{\{(\.[A-Za-z.]+|range [A-Za-z.]+|println \.[A-Za-z]+|end)\}\}"),
+    "scripts/": re.compile(
+        r'\{\{(\.[A-Za-z.]+|range [A-Za-z.]+|println \.[A-Za-z]+|index \.[A-Za-z.]+ "[a-z._]+"|end)\}\}'
+    ),
     "pgloader/": re.compile(r"\{\{[A-Z_]+\}\}"),
 }
 TEMPLATE_CODE = re.compile(r"\{\{|\{%|%\}|\{#")  # '}}' alone ends nested variables of shell and Compose
