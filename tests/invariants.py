@@ -172,7 +172,7 @@ def file_set(tree: Tree) -> list[str]:
 # What other languages write with braces: GitHub's expressions, Go templates of `docker --format`, pgloader's mustache.
 FOREIGN = {
     ".github/workflows/": re.compile(r"\$\{\{ [a-zA-Z_.| ]+ \}\}"),
-    "scripts/": re.compile(r"\{\{((range |println |index )?\.[A-Za-z.]*( \"[a-z.-]+\")?|end)\}\}"),
+    "scripts/": re.compile(r"\{\{((range |println |index )?\.[A-Za-z.]*( \"[a-z._-]+\")?|end)\}\}"),
     "pgloader/": re.compile(r"\{\{[A-Z_]+\}\}"),
 }
 TEMPLATE_CODE = re.compile(r"\{\{|\{%|%\}|\{#")  # '}}' alone ends nested variables of shell and Compose

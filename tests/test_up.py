@@ -120,7 +120,7 @@ case "$*" in
     ;;
   *depends_on*nginx-1) echo "mlflow:service_healthy:false,postgres:service_started:false" ;;
   *depends_on*postgres-1) echo "migrate:service_started:false" ;;
-  "logs --tail 5 demo-postgres-1") printf 'starting\\nno room for the database\\n\\n' ;;
+  "logs --tail 5 demo-postgres-1") printf 'starting\\nFATAL: no room for the database\\n\\nstarting\\n' ;;
 esac
 """
 
@@ -135,7 +135,7 @@ def test_the_part_that_cannot_start_is_named(make_tree: Callable[[Answers], Tree
     environment = {"PATH": f"{stack / 'bin'}:{os.environ['PATH']}", "HOME": str(tmp_path)}
     subprocess.run(["scripts/init.sh"], cwd=stack, env=environment, check=True, capture_output=True)
     done = subprocess.run(["scripts/up.sh"], cwd=stack, env=environment, capture_output=True, text=True)
-    said = "postgres does not start, 'make logs SERVICE=postgres' shows all of it: no room for the database"
+    said = "postgres does not start, 'make logs SERVICE=postgres' shows all of it: FATAL: no room for the database"
     assert (done.returncode, done.stderr) == (1, f"up: error: {said}\n")
 
 

@@ -173,11 +173,12 @@ def served_certificate(facts: Facts) -> list[Finding] | None:
         return None
     from cryptography import x509
 
-    name, look = served["name"], "make logs SERVICE=" + (facts.text("published").split() or ["nginx"])[0]
+    name, service = served["name"], next(iter(facts.text("published").split()), "")
+    look = f"make logs SERVICE={service}"
     renew = {
-        "acme": f"{look}   # it gets certificates by itself, and says there why not",
         "self-signed": "rm secrets/tls.pem && make up",
-    }.get(facts.answer("tls"), "make up   # after you have put the new one into secrets/tls.pem")
+        "files": "make up   # after you have put the new one into secrets/tls.pem",
+    }.get(facts.answer("tls"), f"{look}   # {service} gets it by itself, and says there why not")
     if said := served.get("error"):
         return [Finding(SERIOUS, "certificate", f"no certificate is shown for {name}: {said}", look)]
     shown, now = (
