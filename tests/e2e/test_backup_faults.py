@@ -342,31 +342,6 @@ def test_a_team(tmp_path: Path) -> None:
         assert "there is no backup in wasbs:" in one.make("restore", f"FROM={in_azure[0]}x", fails=True)
 
 
-def tables(one: Stack) -> bool:
-    """Whether a restore is filling the database right now: its transaction is open."""
-    done = run(
-        "docker", "compose", "exec", "-T", "postgres", "psql", "-U", "postgres", "-Atc",
-        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'psql' AND usename = 'mlflow'",
-        cwd=one.folder,
-    )  # fmt: skip
-    return done.stdout.strip() not in ("", "0")
-
-
-def test_killed_while_the_database_is_filled(tmp_path: Path) -> None:
-    """Its one transaction is gone with it, and the next run succeeds."""
-    with stack(tmp_path, "backup-killed", TEAM) as one:
-        one.up()
-        history = History(one)
-        history.write("first")
-        one.make("backup")
-        destroy(one)
-        one.make("init")
-        kill(one, ("restore",), lambda: tables(one))
-        one.make("restore")
-        history.read()
-        one.make("check")
-
-
 def test_everything_is_somewhere_else(tmp_path: Path) -> None:
     """A managed database and Azure: both are gone, and the backup is loaded into two new ones."""
     answers = {"backend": "managed", "artifact_store": "azure", "reverse_proxy": "none", "auth": "none"}
