@@ -1,7 +1,7 @@
 """`make upgrade` step by step: whatever fails, and whenever it is killed, it ends with one version and its own data.
 
 Docker is a stand-in that knows which version the tables and the container have, and that fails or kills at any call.
-tests/e2e/test_upgrade.py does the same with real ones.
+tests/e2e/test_upgrade.py runs real ones.
 """
 
 import os
