@@ -96,9 +96,7 @@ def test_make_up_twice_starts_nothing_anew(team: Stack) -> None:
     assert started_anew(team, before) == set()
 
 
-def test_an_update_from_the_newest_release(
-    team: Stack, known: dict[str, str], pytestconfig: pytest.Config
-) -> None:
+def test_an_update_from_the_newest_release(team: Stack, known: dict[str, str], pytestconfig: pytest.Config) -> None:
     before, was = running(team), wanted(team)
     settings = team.settings()
     follow(team, HERE)
