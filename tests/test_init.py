@@ -73,16 +73,17 @@ def faults_of_init(tree: Tree, stack: Path) -> list[str]:
         for name, body in declared.items()
         if body["file"].removeprefix("./") != f"secrets/{name}"
     ]
-    made = {path.name for path in secrets.iterdir()}
+    files = [path for path in secrets.iterdir() if path.is_file()]
+    made = {path.name for path in files}
     wanted = set(declared) | (HELD_BACK if tree.answers["tls"] == "self-signed" else set())
     if made != wanted:
         found.append(f"made and not declared, or declared and not made: {sorted(made ^ wanted)}")
     if stat.S_IMODE(secrets.stat().st_mode) != 0o700:
         found.append("secrets/ is open to others")
-    for path in [stack / ".env", *secrets.iterdir()]:
+    for path in [stack / ".env", *files]:
         if stat.S_IMODE(path.stat().st_mode) != 0o600:
             found.append(f"{path.name} has the mode {stat.S_IMODE(path.stat().st_mode):o}")
-    values = {path.name: path.read_text() for path in secrets.iterdir()}
+    values = {path.name: path.read_text() for path in files}
     for name, value in values.items():
         if name in given(tree):
             found += [f"{name} is not empty"] * bool(value)

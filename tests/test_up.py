@@ -16,6 +16,7 @@ DOCKER = """\
 case "$*" in
   "compose version --short") echo 2.40.3 ;;
   info) ;;
+  "info "*) exit 1 ;;
   *) echo "$*" >reached && exit 1 ;;
 esac
 """

@@ -90,6 +90,7 @@ def test_a_small_stack_has_only_its_commands(tmp_path):
         "limiter",
         "login",
         "migrate",
+        "schedule",
         "sso",
         "token",
         "user",

@@ -33,9 +33,16 @@ stackops() {
 lock=.rotate-secrets.lock
 holder=$(scripts/rotating.sh) && die "another 'make rotate-secrets' (process $holder) is at work: wait until it has ended"
 rm -f "$lock"
-ln -s "$$" "$lock" 2>/dev/null || die "another 'make rotate-secrets' is at work: wait until it has ended"
-trap 'rm -f "$lock"' EXIT
+# shellcheck source=/dev/null
+. scripts/lock.sh
+give_back() {
+  rm -f "$lock"
+  unlock
+}
+lock rotate-secrets
+trap give_back EXIT
 trap 'exit 130' INT TERM
+ln -s "$$" "$lock" 2>/dev/null || die "another 'make rotate-secrets' is at work: wait until it has ended"
 from=/dev/null
 # Who issues it, and so where it is changed first.
 case ${SECRET:-} in
@@ -61,7 +68,7 @@ services=$(stackops propose <"$from") || exit 1
 # Whatever happens from here on, what was running runs again.
 again() {
   compose up --detach --wait --no-recreate >/dev/null 2>&1 || true
-  rm -f "$lock"
+  give_back
 }
 trap again EXIT
 case " $services " in *" mlflow "*) compose stop mlflow ;; esac
@@ -76,7 +83,7 @@ if ! compose up --detach --wait --no-recreate; then
   fi
   die "the stack did not become ready with the new secrets; the old ones are kept beside them (secrets/.*.old): see 'make logs', mend it and run this again"
 fi
-trap 'rm -f "$lock"' EXIT
+trap give_back EXIT
 stackops prove </dev/null
 if [ "${SECRET:-all}" = all ]; then
   echo "the database issues db_password itself: change it there, then 'make rotate-secrets SECRET=database FROM=FILE'"

@@ -75,7 +75,7 @@ fi
     git ls-remote --tags "$(sed -n "s/^_src_path: *//p" .copier-answers.yml | sed 's|^gh:|https://github.com/|')" || true
   fi
   section live
-  docker compose exec -T mlflow stackops doctor --inside 2>/dev/null || true
+  docker compose exec -T mlflow stackops doctor --inside --served caddy:8443=mlflow.example.com 2>/dev/null || true
   section time
   date +%s
 } | docker run --rm --interactive --network none --read-only --cap-drop ALL --tmpfs /tmp ${user:+--user "$user"} \

@@ -12,6 +12,8 @@ die() {
 
 # shellcheck source=/dev/null
 . scripts/other-stack.sh
+# shellcheck source=/dev/null
+. scripts/lock.sh
 
 compose() { docker compose --progress quiet "$@"; }
 
@@ -30,9 +32,11 @@ finish() {
     echo "migrate: the server of $other did not start again: run 'make -C $other up'" >&2
   [ -z "$running" ] || compose up --detach --wait >/dev/null 2>&1 ||
     echo "migrate: the stack did not start again: run 'make up'" >&2
+  unlock
 }
 trap finish EXIT
 trap 'exit 130' INT TERM
+[ "$action" = check ] || lock migrate
 
 # The source is mounted read-only, with its folder: SQLite may keep a second file beside the first.
 mount=

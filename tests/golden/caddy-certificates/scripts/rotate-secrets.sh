@@ -36,9 +36,16 @@ stackops() {
 lock=.rotate-secrets.lock
 holder=$(scripts/rotating.sh) && die "another 'make rotate-secrets' (process $holder) is at work: wait until it has ended"
 rm -f "$lock"
-ln -s "$$" "$lock" 2>/dev/null || die "another 'make rotate-secrets' is at work: wait until it has ended"
-trap 'rm -f "$lock"' EXIT
+# shellcheck source=/dev/null
+. scripts/lock.sh
+give_back() {
+  rm -f "$lock"
+  unlock
+}
+lock rotate-secrets
+trap give_back EXIT
 trap 'exit 130' INT TERM
+ln -s "$$" "$lock" 2>/dev/null || die "another 'make rotate-secrets' is at work: wait until it has ended"
 
 # An interrupted run may have left the server stopped: it is finished, whatever is running.
 begun=$(find secrets -name '.*.next' -o -name '.*.old')
@@ -52,7 +59,7 @@ services=$(stackops propose </dev/null) || exit 1
 # Whatever happens from here on, what was running runs again.
 again() {
   compose up --detach --wait --no-recreate >/dev/null 2>&1 || true
-  rm -f "$lock"
+  give_back
 }
 trap again EXIT
 case " $services " in *" mlflow "*) compose stop mlflow ;; esac
@@ -63,6 +70,6 @@ done
 if ! compose up --detach --wait --no-recreate; then
   die "the stack did not become ready with the new secrets; the old ones are kept beside them (secrets/.*.old): see 'make logs', mend it and run this again"
 fi
-trap 'rm -f "$lock"' EXIT
+trap give_back EXIT
 stackops prove </dev/null
 case ",${SECRET:-all}," in *,all,* | *,login,* | *,admin_password,* | *,htpasswd,*) echo "rotate-secrets: the admin's new password is in secrets/admin_password" ;; esac

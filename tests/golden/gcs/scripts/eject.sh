@@ -19,5 +19,5 @@ git status --short
 cat <<'END'
 eject: done, and nothing is committed yet: 'git checkout HEAD -- .' takes it back.
 Every file is yours now. From here on you raise the versions: images in compose.yaml and mlflow/Dockerfile, packages in
-mlflow/requirements. A newer MLflow upgrades the database's tables at the next 'make up', so copy the database first.
+mlflow/requirements. 'make upgrade' then brings the stack there; it saves the database before, and goes back if that fails.
 END

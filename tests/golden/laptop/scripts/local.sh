@@ -15,9 +15,7 @@ setting() { sed -n "s/^$1=//p" .env | tail -n 1; }
 [ -f .env ] || die "there is no .env: run 'make init'"
 command -v python3 >/dev/null || die "python3 is not installed"
 
-# .venv is made again when a lock file, an extra package or stackops changes.
-stamp=$(find mlflow/requirements* stackops -type f ! -name '*.pyc' -exec cksum {} + | sort -k 3 | cksum)
-if [ "$(cat .venv/stamp 2>/dev/null)" != "$stamp" ]; then
+install() {
   rm -rf .venv
   echo "local: installing MLflow 3.17.2 into .venv (once; a minute or two)"
   set -- -r mlflow/requirements/base.txt
@@ -35,8 +33,12 @@ if [ "$(cat .venv/stamp 2>/dev/null)" != "$stamp" ]; then
     .venv/bin/pip install --quiet -c mlflow/requirements/base.txt -r mlflow/requirements.extra.txt
     .venv/bin/pip install --quiet --no-deps --no-build-isolation ./stackops
   fi
+}
+# .venv is made again when a lock file, an extra package or stackops changes.
+stamp=$(find mlflow/requirements* stackops -type f ! -name '*.pyc' -exec cksum {} + | sort -k 3 | cksum)
+if [ "$(cat .venv/stamp 2>/dev/null)" != "$stamp" ]; then
+  install
   echo "$stamp" >.venv/stamp
-  set --
 fi
 
 port=$(setting HTTP_PORT)

@@ -27,7 +27,13 @@ die() {
 
 # shellcheck source=/dev/null
 . scripts/other-stack.sh
-trap leave EXIT
+# shellcheck source=/dev/null
+. scripts/lock.sh
+finish() {
+  leave
+  unlock
+}
+trap finish EXIT
 trap 'exit 130' INT TERM
 
 case ${TO:+to}${FROM:+from} in
@@ -35,6 +41,8 @@ case ${TO:+to}${FROM:+from} in
   from) side=--from other=$FROM ;;
   *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2 && die "give either TO or FROM" ;;
 esac
+
+[ -n "${DRY_RUN:-}" ] || lock artifacts-move
 
 volume=shared-disk_mlflow-data
 set --

@@ -31,15 +31,26 @@ case "$(setting HTTP_BIND)/$(setting PUBLIC_URL)/$(setting ALLOW_HTTP)" in
   *) die "HTTP_BIND in .env lets other machines in, and nothing encrypts: passwords would cross the network readable. Set PUBLIC_URL to the https address of what is in front, or ALLOW_HTTP=yes if the network is safe, or choose a certificate: scripts/update.sh --data tls=self-signed" ;;
 esac
 docker compose config --quiet || die "compose.yaml, compose.override.yaml or .env is not valid, see above"
+! wrong=$(scripts/upgrade.sh in-the-way) || die "$wrong"
+wrong=$(scripts/upgrade-postgres.sh check) || die "$wrong"
 
 docker compose build
 
 # The last line of standard input, without what stackops puts in front.
 last_words() { grep . | tail -n 1 | sed 's/^stackops: error: //; s/^not ready: //'; }
 
+# Of a part that tries again and again, the last line may be of the try that has just begun.
+complaint() {
+  awk 'tolower($0) ~ /error|fatal|fail|denied|cannot|emerg/ { bad = $0 } /./ { last = $0 } END { print bad ? bad : last }'
+}
+
 # Of a job that failed, its last line is the reason; of a container that could not start, the engine's word.
+# In the order of their states: whoever exited or restarts comes before those that run and are not ready because of it, and of
+# two that cannot start the one that the other needs.
 explain() {
+  failed=$(docker compose ps --all --format '{{.Service}} {{.State}} {{.ExitCode}}' | grep -v ' exited 0$' | sed -nE 's/ (exited|restarting) .*//p')
   docker compose ps --all --format '{{.Name}} {{.Service}} {{.State}} {{.ExitCode}} {{.Health}}' |
+    sort -k 3,3 |
     while read -r name service state code health; do
       error=$(docker inspect --format '{{.State.Error}}' "$name" 2>/dev/null)
       case $error in
@@ -51,10 +62,14 @@ explain() {
       case "$state $code $health" in
         "exited 0 "*) ;;
         exited* | restarting*)
-          said=$(docker logs --tail 5 "$name" 2>&1)
+          for needed in $(docker inspect --format '{{index .Config.Labels "com.docker.compose.depends_on"}}' "$name" | tr , ' '); do
+            printf '%s\n' "$failed" | grep -qx "${needed%%:*}" && continue 2
+          done
+          said=$(docker logs --tail 5 "$name" 2>&1 | complaint)
           case $said in
-            *"stackops: error: "*) die "$(printf '%s\n' "$said" | last_words)" ;;
-            *) die "$service does not start, 'make logs SERVICE=$service' shows all of it: $(printf '%s\n' "$said" | last_words)" ;;
+            "") die "$service does not start: 'make logs SERVICE=$service'" ;;
+            *"stackops: error: "*) die "${said#*stackops: error: }" ;;
+            *) die "$service does not start, 'make logs SERVICE=$service' shows all of it: $said" ;;
           esac
           ;;
         *unhealthy)
@@ -65,9 +80,19 @@ explain() {
 }
 
 # A part that fails again and again pauses longer after each time. Its cause may be gone: it starts afresh.
-failing=$(docker compose ps --status restarting --services)
+due=$(docker compose ps --status restarting --services)
+
+# nginx reads its files when it starts, and Compose does not see that they have changed since.
+proxy=nginx
+if id=$(docker compose ps --quiet "$proxy") && [ -n "$id" ]; then
+  started=$(mktemp)
+  TZ=UTC0 touch -t "$(docker inspect --format '{{.State.StartedAt}}' "$id" | sed 's/[-T:]//g; s/^\(.\{12\}\)\(..\).*/\1.\2/')" "$started"
+  changed=$(find "$proxy" -newer "$started")
+  rm -f "$started"
+  [ -z "$changed" ] || due="$due $proxy"
+fi
 # shellcheck disable=SC2086 # one word a service
-[ -z "$failing" ] || docker compose stop $failing
+[ -z "$due" ] || docker compose stop $due
 
 # A change of secrets that was interrupted, or has begun since, leaves files of both kinds.
 half=$(find secrets -name '.*.next' -o -name '.*.old')
@@ -77,5 +102,7 @@ if ! docker compose up --detach --wait; then
   explain
   die "the stack did not become ready: see 'make logs'"
 fi
+# What 'make upgrade' goes back to if it has to.
+(umask 077 && docker compose config >.running.yaml.part) && mv .running.yaml.part .running.yaml
 echo "shared-disk is ready: $(scripts/url.sh), user admin, password in secrets/admin_password"
 [ -z "$half" ] || printf 'up: %s\n' "$remedy" >&2

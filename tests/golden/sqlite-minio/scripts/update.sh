@@ -33,7 +33,7 @@ copier update --defaults "$@"
 
 conflicts=$(git grep -lE '^(<<<<<<<|>>>>>>>) ' -- . || true)
 if [ -n "$conflicts" ]; then
-  fail "the update and your edits meet in these files; resolve the markers, then run 'make up':
+  fail "the update and your edits meet in these files; resolve the markers, then run 'make upgrade':
 $conflicts"
 fi
-echo "update: done. Read the change with 'git diff', commit it, then run 'make up'."
+echo "update: done. Read the change with 'git diff', commit it, then run 'make upgrade', or 'make up' where the stack does not run."

@@ -26,13 +26,26 @@ secret() {
 key_pair() { printf '[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n' "$1" "$2"; }
 
 # .env gets the lines of .env.example that it does not have; commented lines are defaults that live in the template.
-[ -e .env ] || { : >.env && say "made .env"; }
+new=no
+[ -e .env ] || { : >.env && new=yes && say "made .env"; }
 grep -E '^[A-Z0-9_]+=' .env.example | while IFS= read -r line; do
   key=${line%%=*}
   if ! grep -q "^$key=" .env; then
     [ -z "$(tail -c 1 .env)" ] || echo >>.env
     printf '%s\n' "$line" >>.env
   fi
+done
+
+# A new one also gets limits that fit the machine, as Docker sees it. An old one keeps what it has: 'make size' gives advice.
+if [ "$new" = yes ] && machine=$(docker info --format '{{.NCPU}} {{.MemTotal}}' 2>/dev/null) &&
+  fitting=$(scripts/sizing.sh "${machine% *}" "$((${machine#* } / 1048576))"); then
+  printf '%s\n' "$fitting" | grep -v '^#' >>.env
+fi
+
+# What an earlier release read from .env and nothing reads any more is told, and stays: it is your file.
+sed -n 's/^\([A-Z0-9_]*\)=.*/\1/p' .env | grep -v '^COMPOSE_' | while IFS= read -r key; do
+  grep -qsw -e "$key" .env.example ./*.yaml ./*.yml local.mk ||
+    say "note: $key in .env is used by nothing here: take it out, if it is not yours"
 done
 
 # Containers run as the user that owns secrets/. Root would give them root's rights, so root hands the folder to another.

@@ -1,0 +1,51 @@
+#!/bin/sh
+# What fits a machine, as lines for .env, each with its reason: 'make init' writes them into a new .env, 'make size' compares
+# them with yours.
+#
+#   scripts/sizing.sh CPUS MEMORY [JOBS]     whole CPUs; memory in MiB; JOBS=1 where server-side jobs run
+#
+# Measured with MLflow 3.17: the server needs 350 MiB, 220 MiB more for each worker, and 1.3 GiB for jobs; more workers than CPUs
+# bring nothing. All limits together stay below the machine's memory.
+set -eu
+
+die() {
+  printf 'sizing: error: %s\n' "$*" >&2
+  exit 1
+}
+
+case "${1:-}/${2:-}/${3:-0}" in *[!0-9/]* | /* | */ | *//*) die "say CPUs and MiB in whole numbers" ;; esac
+memory=$2 jobs=${3:-0}
+
+# clamp VALUE LEAST MOST
+clamp() {
+  if [ "$1" -lt "$2" ]; then
+    echo "$2"
+  elif [ "$1" -gt "$3" ]; then
+    echo "$3"
+  else
+    echo "$1"
+  fi
+}
+
+# An eighth, and half a GiB at least, is the machine's own.
+fixed=0
+budget=$((memory - $(clamp $((memory / 8)) 512 8192) - fixed))
+base=$((350 + jobs * 1300))
+left=$((budget))
+
+# Half of the server's memory is for what passes through: uploads, big answers, the libraries' own caches.
+least=$((base + 220))
+if [ "$left" -lt "$least" ]; then
+  needed=$((least + fixed + 512))
+  [ "$memory" -ge "$needed" ] || die "this stack needs $needed MiB of memory, and the machine has $memory"
+  left=$least
+fi
+# SQLite has one writer at a time.
+workers=1
+server=$((2 * (base + 220 * workers)))
+server=$(clamp "$left" "$least" "$(clamp "$server" 2048 8192)")
+
+echo "# One: SQLite has one writer at a time."
+echo "MLFLOW_WORKERS=$workers"
+echo "# Twice what the server needs with its workers, 2 GiB where there is room."
+echo "MLFLOW_MEMORY=${server}m"

@@ -1,0 +1,64 @@
+#!/bin/sh
+# Loads the newest backup into a stack of its own, reads it back through that server, and removes all of it again: so a
+# backup is known to be good. This stack goes on meanwhile, and nothing of it is touched.
+#
+#   make restore-drill FROM=PLACE AT=latest    as for make restore; AGE_IDENTITY, ENDPOINT and REGION too
+set -eu
+cd "$(dirname "$0")/.."
+
+die() {
+  printf 'restore-drill: error: %s\n' "$*" >&2
+  exit 1
+}
+
+# shellcheck source=/dev/null
+. scripts/lock.sh
+# shellcheck source=/dev/null
+. scripts/backup-place.sh
+
+[ -f .env ] || die "there is no .env: run 'make init' first"
+from=${FROM:-$(usual)}
+at=${AT:-latest}
+if [ -f "$from/manifest.json" ]; then
+  at=$(basename "$(cd "$from" && pwd)") from=$(dirname "$(cd "$from" && pwd)")
+fi
+[ -z "${AGE_IDENTITY:-}" ] || [ -r "$AGE_IDENTITY" ] || die "AGE_IDENTITY is $AGE_IDENTITY, which cannot be read"
+place "$from"
+build
+
+# From here on another project, with volumes, networks and containers of its own. compose.override.yaml may name what
+# belongs to this stack, so it is left out.
+drill=nginx-certificates-drill
+compose() { STORE_PORT=0 docker compose --progress quiet --project-name "$drill" --file compose.yaml "$@"; }
+
+remove() {
+  docker rm --force --volumes "$drill-server" >/dev/null 2>&1 || true
+  docker compose --progress quiet --project-name "$drill" --file compose.yaml --profile '*' down --volumes --timeout 5 >/dev/null 2>&1 ||
+    echo "restore-drill: it could not be removed: docker compose --project-name $drill down --volumes" >&2
+}
+finish() {
+  code=$?
+  trap '' INT TERM HUP
+  [ -z "${holds_lock:-}" ] || remove
+  unlock
+  exit "$code"
+}
+trap finish EXIT
+trap 'exit 130' INT TERM HUP
+lock restore-drill
+remove # what a killed one has left
+began=$(date +%s)
+
+at=$(stackops restore --check --at "$at") || exit 1
+stackops restore --at "$at" || die "the backup $at cannot be restored, see above"
+
+# The server, at no port of this machine.
+# shellcheck disable=SC2086 # nothing is one word less
+compose run --rm -T --no-deps ${extra:-} migrate </dev/null
+# shellcheck disable=SC2086 # nothing is one word less
+compose run --detach --no-deps --name "$drill-server" ${extra:-} mlflow >/dev/null </dev/null
+docker exec "$drill-server" stackops ready --wait 120 || die "the server does not start with the backup $at: $(docker logs --tail 1 "$drill-server" 2>&1)"
+docker exec "$drill-server" stackops prove || die "the backup $at was restored, and does not work, see above"
+stackops restore --at "$at" --mark restore-drill
+# shellcheck disable=SC2154 # backup-place.sh has it
+echo "the backup $at in $where is good: restored, compared and used in $(($(date +%s) - began)) s"

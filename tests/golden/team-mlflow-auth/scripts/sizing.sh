@@ -1,0 +1,67 @@
+#!/bin/sh
+# What fits a machine, as lines for .env, each with its reason: 'make init' writes them into a new .env, 'make size' compares
+# them with yours.
+#
+#   scripts/sizing.sh CPUS MEMORY [JOBS]     whole CPUs; memory in MiB; JOBS=1 where server-side jobs run
+#
+# Measured with MLflow 3.17: the server needs 350 MiB, 220 MiB more for each worker, and 1.3 GiB for jobs; more workers than CPUs
+# bring nothing. All limits together stay below the machine's memory.
+set -eu
+
+die() {
+  printf 'sizing: error: %s\n' "$*" >&2
+  exit 1
+}
+
+case "${1:-}/${2:-}/${3:-0}" in *[!0-9/]* | /* | */ | *//*) die "say CPUs and MiB in whole numbers" ;; esac
+cpus=$1 memory=$2 jobs=${3:-0}
+
+# clamp VALUE LEAST MOST
+clamp() {
+  if [ "$1" -lt "$2" ]; then
+    echo "$2"
+  elif [ "$1" -gt "$3" ]; then
+    echo "$3"
+  else
+    echo "$1"
+  fi
+}
+
+# An eighth, and half a GiB at least, is the machine's own; nginx has a fixed share.
+fixed=256
+budget=$((memory - $(clamp $((memory / 8)) 512 8192) - fixed))
+base=$((350 + jobs * 1300))
+postgres=$(clamp $((budget / 4)) 512 8192)
+store=$(clamp $((budget / 4)) 768 4096)
+left=$((budget - postgres - store))
+
+# Half of the server's memory is for what passes through: uploads, big answers, the libraries' own caches.
+least=$((base + 220))
+if [ "$left" -lt "$least" ]; then
+  needed=$((least + fixed + 512 + 512 + 768))
+  [ "$memory" -ge "$needed" ] || die "this stack needs $needed MiB of memory, and the machine has $memory"
+  left=$least
+fi
+workers=$(clamp $(((left / 2 - base) / 220)) 1 4)
+[ "$workers" -le "$cpus" ] || workers=$(clamp "$cpus" 1 4)
+server=$((2 * (base + 220 * workers)))
+server=$(clamp "$left" "$least" "$(clamp "$server" 2048 8192)")
+
+echo "# One for each CPU, four at most, as far as the memory goes."
+echo "MLFLOW_WORKERS=$workers"
+echo "# Twice what the server needs with its workers, 2 GiB where there is room."
+echo "MLFLOW_MEMORY=${server}m"
+connections=$(clamp $((workers * 3 * 15 + 10)) 100 1000)
+work=$(clamp $((postgres * 3 / 4 / connections)) 4 64)
+echo "# Three pools of 10 + 5 for each worker, and ten for other tools; the pools follow from it."
+echo "POSTGRES_MAX_CONNECTIONS=$connections"
+echo "# A quarter of what the machine has to give."
+echo "POSTGRES_MEMORY=${postgres}m"
+echo "# A quarter of POSTGRES_MEMORY."
+echo "POSTGRES_SHARED_BUFFERS=$((postgres / 4))MB"
+echo "# The rest of it is the system's cache."
+echo "POSTGRES_EFFECTIVE_CACHE_SIZE=$((postgres * 3 / 4))MB"
+echo "# One sort of every connection, and shared_buffers, fit into POSTGRES_MEMORY."
+echo "POSTGRES_WORK_MEM=${work}MB"
+echo "# A quarter of what the machine has to give."
+echo "STORE_MEMORY=${store}m"
