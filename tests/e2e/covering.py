@@ -49,7 +49,8 @@ def defaults(purpose: str) -> Answers:
     wanted = candidates()[0].keys()
     for name in (name for name in questions() if name in wanted):
         default = str(questions()[name].get("default", ""))
-        known[name] = jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(default).render(known).strip()
+        text = jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(default).render(known).strip()
+        known[name] = text == "True" if questions()[name].get("type") == "bool" else text
     del known["purpose"]
     return known
 

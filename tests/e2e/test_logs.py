@@ -1,9 +1,10 @@
 """The access log of every way in: a line of JSON a request, who it was, no secret; and what `make logs` makes of it."""
 
 import json
+import os
+import signal
 import subprocess
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,9 @@ def test_one_line_a_request(way: str, tmp_path: Path) -> None:
 
 def follows(one: Stack) -> None:
     """A request shows while `make logs` runs."""
-    process = subprocess.Popen(["make", "logs"], cwd=one.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(
+        ["make", "logs"], cwd=one.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
     seen = threading.Event()
 
     def read() -> None:
@@ -106,9 +109,7 @@ def follows(one: Stack) -> None:
                 break
         assert seen.is_set()
     finally:
-        one.compose("stop")  # which ends `docker compose logs --follow`
-        until = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < until:
-            time.sleep(0.1)
-        process.kill()
-        reader.join()
+        os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+        process.wait(30)
+        reader.join(30)
+    assert not reader.is_alive()

@@ -64,7 +64,7 @@ except ClientError as error:
 
 def secrets_of(made: Stack) -> dict[str, str]:
     """Return name -> text."""
-    return {path.name: path.read_text() for path in (made.folder / "secrets").iterdir()}
+    return {path.name: path.read_text() for path in (made.folder / "secrets").iterdir() if path.is_file()}
 
 
 def inside(made: Stack, script: str, *words: str, text: str = "") -> str:

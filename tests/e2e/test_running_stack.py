@@ -10,7 +10,7 @@ import pytest
 from extended import releases
 from needs import engine
 from stacks import HERE as E2E
-from stacks import Stack, image_tag, removed, rendered, run
+from stacks import Stack, image_tag, removed, rendered, run, swept
 from summary import say
 from updates import HERE, commit, conflicts, edit, git, update, with_releases
 
@@ -77,9 +77,9 @@ def started_anew(one: Stack, before: dict[str, tuple[str, str]]) -> set[str]:
     return {name for name in now if now[name] != before[name]}
 
 
-def follow(one: Stack, version: str) -> None:
+def follow(one: Stack, version: str, **answers: str) -> None:
     """`make update` to a version, as updates.py has it; the image gets the name that its content has."""
-    update(one.folder, version)
+    update(one.folder, version, **answers)
     assert conflicts(one.folder) == []
     commit(one.folder, f"Update to {version}")
     one.setting("MLFLOW_IMAGE", image_tag(one.folder))
@@ -128,3 +128,28 @@ def test_a_location_of_ones_own(team: Stack) -> None:
     assert started_anew(team, before) == {"nginx"}
     with pytest.raises(urllib.error.HTTPError, match="418"):
         urllib.request.urlopen(f"{team.url}/mine", timeout=10)
+
+
+def test_other_answers_with_data(source: Path, tmp_path: Path) -> None:
+    """From SQLite and local files to PostgreSQL, an object store and a proxy in the same folder; nothing is lost."""
+    engine()
+    one = rendered(tmp_path, "switched", {}, None, source, HERE)
+    try:
+        git(one.folder, "init", "--quiet")
+        commit(one.folder, "Start")
+        (one.folder / "NOTES.md").write_text("# Ours\n")
+        commit(one.folder, "Ours")
+        one.up()
+        known = json.loads(one.client(CLIENT, "write").splitlines()[-1])["known"]
+        follow(one, NEXT, backend="postgres", artifact_store="seaweedfs", reverse_proxy="nginx")
+        del one.answers
+        assert (one.folder / "nginx").exists() and not (one.folder / "scripts/local.sh").exists()
+        assert (one.folder / "NOTES.md").read_text() == "# Ours\n"
+        one.make("up")
+        one.make("artifacts-move", "FROM=local")
+        one.make("migrate", "FROM=local")
+        still_there(one, known)
+        one.make("check")
+    finally:
+        swept(one.name)  # the volumes of the parts that went stay for their owner
+        removed(one)

@@ -270,7 +270,7 @@ def secret_values(stack: Stack) -> dict[str, str]:
     """Return what must not show: value -> the secret that it is from. Names and identifiers are not secret."""
     found = {}
     for path in (stack.folder / "secrets").iterdir():
-        if path.name in ("passwd", "db_ca.pem", "oidc_ca.pem", "tls.pem", "tls_ca.pem"):
+        if path.is_dir() or path.name in ("passwd", "db_ca.pem", "oidc_ca.pem", "tls.pem", "tls_ca.pem"):
             continue
         text = path.read_text().strip()
         words = re.findall(

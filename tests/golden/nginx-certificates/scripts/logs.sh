@@ -83,11 +83,12 @@ docker compose logs "$@" 2>&1 | awk $interactive -v everything="${SERVICE:-}" '
     fflush()
     next
   }
-  # Besides the words: what glog marks, slow statements, what Docker says. What is indented, explains an error of the database, or
-  # comes at the end of a traceback, belongs to the line before.
+  # Besides the words: what glog marks (and not what it calls information), slow statements, what Docker says. What is indented,
+  # explains an error of the database, or comes at the end of a traceback, belongs to the line before.
   {
     matters = everything != "" || line ~ /(ERROR|Error|error|FATAL|fatal|PANIC|panic|CRITICAL|WARN|warn|[Ee]xception|[Tt]raceback|refused|[Dd]enied)/
     if (line ~ /^[EWF][0-9][0-9][0-9][0-9] / || line ~ /duration: [0-9.]+ ms/) matters = 1
+    if (everything == "" && line ~ /^I[0-9][0-9][0-9][0-9] /) matters = 0
     if (before[service] && (line ~ /^[ \t]|(DETAIL|HINT|STATEMENT|CONTEXT): / || before[service] == 2)) matters = 1
     if (!bar) matters = 1
     if (line ~ /^Traceback/) before[service] = 2

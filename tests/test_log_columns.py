@@ -50,6 +50,7 @@ postgres-1  | [1] LOG:  fine
 postgres-1  | [1] STATEMENT:  of nobody
 object-store-1 | E1127 13:15:02 volume.go:1] disk
 object-store-1 | I1127 13:15:02 volume.go:1] fine
+object-store-1 | I1127 13:15:03 volume.go:2] no error, WARNING or other
 """
 MATTERS = [
     "nginx [error] 7#7: connect() failed (111: Connection refused)",
