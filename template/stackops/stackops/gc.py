@@ -23,6 +23,7 @@ from stackops.cleaning import places, rows
 from stackops.cleaning.removal import EXPERIMENT, MODEL, RUN, TRACE, Done, Pending, Remover, verdicts
 from stackops.errors import StackError
 from stackops.saving import lock
+from stackops.words import human
 
 HELP = "remove for good what was deleted, with its files (a dry run unless --apply)"
 UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -185,15 +186,6 @@ def check(remover: Remover, going: rows.Going, say: Callable[[str], None]) -> No
         stay = rows.existing(connection, {*going.runs, *going.models})
     if stay:
         say(f"{len(stay):,} were restored meanwhile, and stay")
-
-
-def human(size: float) -> str:
-    """Return a number of bytes as people read it."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
 
 
 def table(going: rows.Going, traces: int, found: Mapping, wanted: Order, examples: list[str]) -> str:

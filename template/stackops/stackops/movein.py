@@ -8,7 +8,6 @@ ends there. Then the copy takes the file's place, in one step.
 import argparse
 import hashlib
 import logging
-import os
 import shutil
 import sqlite3
 import sys
@@ -127,7 +126,7 @@ def put(copy: Path, target: Path, report: Report, args, say: Say) -> None:
     incoming = target.with_name(f"{target.name}.incoming")
     try:
         shutil.copyfile(copy, incoming)
-        flush(incoming)
+        sqlite.sync(incoming)
         if target.exists():
             shutil.copymode(target, incoming)
             let_go(target)
@@ -139,7 +138,7 @@ def put(copy: Path, target: Path, report: Report, args, say: Say) -> None:
             if hashlib.file_digest(new, "sha256").digest() != hashlib.file_digest(old, "sha256").digest():
                 raise StackError(f"the disk gave back other bytes than were written to {incoming}; check it")
         incoming.replace(target)
-        flush(target.parent)
+        sqlite.sync(target.parent)
     except OSError as error:
         raise StackError(
             f"{target} cannot be written: {error.strerror}; make room, nothing was changed"
@@ -172,7 +171,7 @@ def keep(target: Path, backups: Path, say: Say) -> None:
     try:
         folder.mkdir(mode=0o700, parents=True)
         shutil.copyfile(target, path)
-        flush(path)
+        sqlite.sync(path)
         with closing(sqlite3.connect(path)) as connection:
             sound(connection, target.name)
     except OSError as error:
@@ -181,12 +180,3 @@ def keep(target: Path, backups: Path, say: Say) -> None:
         ) from None
     brings_back = f"backups/{folder.name}" + ("" if target.name == "mlflow.db" else f"/{target.name}")
     say(f"backup: {folder.name}; the same command with FROM={brings_back} REPLACE=1 brings it back")
-
-
-def flush(path: Path) -> None:
-    """Return when a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

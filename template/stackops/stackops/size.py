@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from stackops import settings, sizing
 from stackops.errors import StackError
+from stackops.words import human
 
 HELP = "measure the data and the machine, and advise settings"
 DAY = 86400
@@ -177,15 +178,6 @@ def told(one: Measure) -> str:
     """Return size and growth as text."""
     text = f"{'' if one.whole else 'at least '}{human(one.bytes)}"
     return f"{text}, {'about ' if one.growth else ''}{human(one.growth)} more a day"
-
-
-def human(size: float) -> str:
-    """Return bytes as people read them."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
 
 
 def pools(env: Mapping[str, str]) -> str:

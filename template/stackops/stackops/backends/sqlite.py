@@ -47,9 +47,9 @@ def environment(env: Mapping[str, str], workers: int, engines: int) -> dict[str,
     return {}
 
 
-def sync(folder: Path) -> None:
-    """Return when the disk has what a folder lists."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Return when the disk has a file, or what a folder lists."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
