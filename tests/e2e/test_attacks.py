@@ -582,8 +582,8 @@ def test_artifact_paths_stay_in_their_root(target: Target) -> None:
             listed = "path=#" not in path
             assert answer.text.strip().startswith("{") or answer.body == MARKER, f"{path}: {answer.text[:200]}"
             assert not listed or '"is_dir"' not in answer.text, f"{path}: {answer.text[:200]}"
-        # MLflow's own word for a path that it, or the store, does not like, by some routes.
-        clumsy = re.search(r"Invalid artifact path|NUL|An error occurred \(400\)", answer.text)
+        # MLflow's own word for a path that it, or the store, does not like or have, by some routes.
+        clumsy = re.search(r"Invalid artifact path|NUL|An error occurred \(40[04]\)|bad components", answer.text)
         assert answer.status != 500 or clumsy, f"{method} {path}: {answer.text[:300]}"
 
     others = [f"../../{other}/artifacts/kept.txt", f"..%2f..%2f{other}%2fartifacts%2fkept.txt"]
@@ -750,10 +750,8 @@ def test_a_body_of_10_gb(target: Target) -> None:
             except OSError:
                 pass  # refused and closed
         print(name, sent, "MiB sent:", received[:100])
-        # Caddy answers 502 if the server has hung up before Caddy has read why.
-        refused = (
-            rb"HTTP/1\.1 (401|413|502) " if target.answer("reverse_proxy") == "caddy" else rb"HTTP/1\.1 (401|413) "
-        )
+        # A proxy answers 502 if the server has hung up before the proxy has read why.
+        refused = rb"HTTP/1\.1 (401|413) " if target.answer("reverse_proxy") == "none" else rb"HTTP/1\.1 (401|413|502) "
         assert re.match(refused, received) or not received, f"{name}: {received[:300]!r}"
         assert sent < 300, f"{name}: nobody stopped it"
     assert memory(target) - before < 400 << 20, "it was kept in memory"

@@ -244,6 +244,37 @@ def test_each_part_is_killed_while_a_client_logs(flagship: Stack) -> None:
     until(lambda: all_healthy(flagship), 60, "all parts recover by themselves")
 
 
+SERVERS = """
+import pathlib
+for file in pathlib.Path("/proc").glob("[0-9]*/stat"):
+    pid, _, rest = file.read_text().partition(" (")
+    name, _, rest = rest.rpartition(") ")
+    if b"serve" in file.with_name("cmdline").read_bytes() and "init" not in name:
+        print(pid, rest.split()[1])
+"""
+"""Prints process and parent of all that serve."""
+
+
+def test_a_worker_dies(flagship: Stack, ledger: Path) -> None:
+    """Workers are forks of one process; one that is killed is replaced, while the other answers."""
+    flagship.setting("MLFLOW_WORKERS", "2")
+    flagship.make("up")
+
+    def workers() -> set[str]:
+        rows = flagship.compose("exec", "-T", "mlflow", "python", "-c", SERVERS).splitlines()
+        pairs = [row.split() for row in rows]
+        assert pairs, rows
+        return {pid for pid, parent in pairs if parent in {pid for pid, _ in pairs}}
+
+    two = workers()
+    assert len(two) == 2, two
+    killed = min(two)
+    flagship.compose("exec", "-T", "mlflow", "python", "-c", f"import os; os.kill({killed}, 9)")
+    until(lambda: len(workers() - {killed}) == 2, 30, "the worker is replaced")
+    compare(flagship, ledger)
+    assert flagship.compose("ps", "--format", "{{.Health}}", "mlflow").strip() == "healthy"
+
+
 def test_postgres_is_gone_for_a_minute(flagship: Stack) -> None:
     """Readiness says so, and which part it is, within 15 s; all of it comes back without help."""
     until(lambda: all_healthy(flagship), 60, "all is well before")

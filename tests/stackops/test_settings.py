@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from stackops import settings
+from stackops import preload, settings
 from stackops.errors import StackError
 from stackops.settings import Secrets, server_environment
 from stackops.sizing import Machine
@@ -167,3 +167,15 @@ def test_private_file_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StackError, match="cannot be written"):
         settings.write_private({str(tmp_path / "file" / "pgpass"): "x"})
+
+
+def test_names_that_mlflow_hands_over():
+    """What `mlflow.server` reads at its import has the name under which MLflow's own command passes it on."""
+    pytest.importorskip("mlflow")
+    from mlflow.server.constants import PROMETHEUS_EXPORTER_ENV_VAR
+    from mlflow.server.handlers import STATIC_PREFIX_ENV_VAR
+
+    assert preload.EARLY == {
+        "MLFLOW_STATIC_PREFIX": STATIC_PREFIX_ENV_VAR,
+        "MLFLOW_EXPOSE_PROMETHEUS": PROMETHEUS_EXPORTER_ENV_VAR,
+    }

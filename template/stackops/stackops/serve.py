@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from stackops import schema, settings
+from stackops import preload, schema, settings
 from stackops.errors import StackError
 
 HELP = "run the MLflow server (replaces this process)"
@@ -93,5 +93,8 @@ def run(args: argparse.Namespace) -> None:
         env["TMPDIR"], count = own_spool(folder)
         if count:
             print(f"removed the temporary files of {count} servers that are gone", flush=True)
-    command = settings.server_command()
-    os.execve(sys.executable, command, env)
+    os.environ.update(env)
+    if env["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "true":
+        # MLflow then looks after other processes beside the server, and needs its own.
+        os.execve(sys.executable, settings.server_command(), env)
+    preload.run()

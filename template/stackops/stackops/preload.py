@@ -1,0 +1,74 @@
+"""`mlflow server` whose workers are forks of one process that has imported everything already.
+
+MLflow's command starts uvicorn as a second process, and uvicorn starts every worker as a new Python: the same
+two thousand modules are read, and kept in memory, once for the command and once for each worker. Here the
+command's own process becomes uvicorn's, and its workers share its memory. All else is MLflow's own: what it
+checks, the environment that it makes, uvicorn's command line.
+"""
+
+import gc
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Mapping
+from typing import NoReturn
+
+from stackops import settings
+
+EARLY = {
+    "MLFLOW_STATIC_PREFIX": "_MLFLOW_STATIC_PREFIX",
+    "MLFLOW_EXPOSE_PROMETHEUS": "prometheus_multiproc_dir",
+}
+"""What MLflow's command hands over to uvicorn's process, and mlflow.server reads while it is imported."""
+
+
+def application() -> None:
+    """Import what the workers will need."""
+    importlib.import_module("stackops.app")
+    importlib.import_module("mlflow.server.fastapi_app")
+    if settings.accounts(os.environ):
+        importlib.import_module("mlflow.server.auth")
+    settings.logins(os.environ)
+    if settle := getattr(settings.store(os.environ), "settle", None):
+        settle()
+
+
+def serve(command: list[str], extra_env: Mapping[str, str], **_: object) -> NoReturn:
+    """Become the process that MLflow would start: `python -m uvicorn …`, with `extra_env` in its environment.
+
+    Takes what `mlflow.utils.process._exec_cmd` takes.
+    """
+    import uvicorn._subprocess
+    import uvicorn.main
+    from mlflow.server import handlers
+
+    os.environ.update(extra_env)
+    application()
+    # A connection belongs to one process, and MLflow has opened some to look at the databases.
+    for store in filter(None, (handlers._tracking_store, handlers._model_registry_store)):
+        store.engine.dispose()
+    # On macOS its own libraries do not survive a fork.
+    if sys.platform == "linux":
+        uvicorn._subprocess.spawn = multiprocessing.get_context("fork")
+    # A signal that comes before uvicorn in the new worker listens must not be lost.
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    # What is there now stays: the collector need not look at it, and does not write into shared memory.
+    gc.collect()
+    gc.freeze()
+    uvicorn.main.main(command[command.index("uvicorn") + 1 :])
+
+
+def run() -> NoReturn:
+    """Become `mlflow server --app-name stackops`, with the settings in this process's environment."""
+    importlib.import_module("stackops.hooks.sitecustomize")
+    tempfile.tempdir = None  # TMPDIR may have been another one when somebody first asked
+    os.environ.update({private: os.environ[name] for name, private in EARLY.items() if name in os.environ})
+    importlib.import_module("uvicorn")  # mlflow.server looks whether it runs in a server
+    import mlflow.cli
+    import mlflow.server
+
+    mlflow.server._exec_cmd = serve
+    mlflow.cli.cli(["server", "--app-name", "stackops"])
