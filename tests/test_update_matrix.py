@@ -1,14 +1,17 @@
 """Every release x every named stack x the edits that owners make: an update to what is here meets none of them.
 
-`make test` does three: two stacks of the newest release, and the team's of the oldest. `make update-matrix` does all.
-A line of the summary for each says how it went.
+`make test` does three: two stacks of the newest release, and the team's of the oldest. `make update-matrix` does all,
+and writes docs/updates.md. A line of the summary for each says how it went.
 """
 
+import itertools
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from combinations import ROOT
 from extended import releases
 from rendering import render
 from summary import say
@@ -45,30 +48,43 @@ EDITS: dict[str, str] = {
     "docs/ours.md": "# Ours\n",
 }
 
-# The same wishes, written into files of the template.
-ELSEWHERE: dict[str, Callable[[Path], None]] = {
-    "published port": lambda it: edit(it / "compose.yaml", "${HTTP_PORT:-8080}", "9999"),
-    "image tag": lambda it: edit(it / "compose.yaml", "${MLFLOW_IMAGE:-demo-mlflow:", "${MLFLOW_IMAGE:-mine:"),
-    "database user": lambda it: edit(it / "compose.yaml", "DB_USER: mlflow", "DB_USER: me"),
-    "memory limit": lambda it: edit(it / "compose.yaml", "${MLFLOW_MEMORY:-2g}", "3g"),
-    "variable": lambda it: edit(it / "compose.yaml", "    TMPDIR: /var/tmp\n", "    TMPDIR: /var/tmp\n    MINE: 1\n"),
-    "service": lambda it: edit(it / "compose.yaml", "\nvolumes:\n", "\n  adminer:\n    image: adminer\n\nvolumes:\n"),
-    "health check": lambda it: edit(it / "compose.yaml", "interval: 5s", "interval: 60s"),
-    "package": lambda it: edit(it / "mlflow/requirements/base.in", "mlflow==", "my-plugin\nmlflow=="),
-    "make target": lambda it: edit(it / "Makefile", "\nlint:", "\nmine:\n\techo mine\n\nlint:"),
-    "introduction": lambda it: edit(it / "README.md", "# demo\n", "# demo\n\nRun by the platform team.\n"),
-    "steps": lambda it: edit(it / "README.md", "make up", "make up # ask Kim first"),
-    "body size": lambda it: edit(it / "compose.yaml", "${NGINX_MAX_BODY_SIZE:-0}", "5g"),
-    "no README": lambda it: (it / "README.md").unlink(),
-    "volume driver": lambda it: edit(it / "compose.yaml", "  postgres-data:\n", "  postgres-data:\n    driver: mine\n"),
-    "location": lambda it: edit(
-        it / "nginx/templates/mlflow.conf.template",
-        "    location / {\n",
-        "    location = /mine {\n        return 204;\n    }\n\n    location / {\n",
+# The same wishes, written into files of the template: wish -> the file, and what is written.
+ELSEWHERE: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "published port": ("compose.yaml", lambda it: edit(it, "${HTTP_PORT:-8080}", "9999")),
+    "image tag": ("compose.yaml", lambda it: edit(it, "${MLFLOW_IMAGE:-demo-mlflow:", "${MLFLOW_IMAGE:-mine:")),
+    "database user": ("compose.yaml", lambda it: edit(it, "DB_USER: mlflow", "DB_USER: me")),
+    "memory limit": ("compose.yaml", lambda it: edit(it, "${MLFLOW_MEMORY:-2g}", "3g")),
+    "variable": (
+        "compose.yaml",
+        lambda it: edit(it, "    TMPDIR: /var/tmp\n", "    TMPDIR: /var/tmp\n    MINE: 1\n"),
     ),
-    "CI job": lambda it: edit(it / ".github/workflows/ci.yml", "jobs:\n", "jobs:\n  mine:\n    steps: []\n"),
-    "README section": lambda it: edit(it / "README.md", "\n## Which files", "\n## Ours\n\nOurs.\n\n## Which files"),
-    "pinned image": lambda it: edit(it / "compose.yaml", "${NGINX_IMAGE:-nginx:", "${NGINX_IMAGE:-mirror/nginx:"),
+    "service": (
+        "compose.yaml",
+        lambda it: edit(it, "\nvolumes:\n", "\n  adminer:\n    image: adminer\n\nvolumes:\n"),
+    ),
+    "health check": ("compose.yaml", lambda it: edit(it, "interval: 5s", "interval: 60s")),
+    "package": ("mlflow/requirements/base.in", lambda it: edit(it, "mlflow==", "my-plugin\nmlflow==")),
+    "make target": ("Makefile", lambda it: edit(it, "\nlint:", "\nmine:\n\techo mine\n\nlint:")),
+    "introduction": ("README.md", lambda it: edit(it, "# demo\n", "# demo\n\nRun by the platform team.\n")),
+    "steps": ("README.md", lambda it: edit(it, "make up", "make up # ask Kim first")),
+    "body size": ("compose.yaml", lambda it: edit(it, "${NGINX_MAX_BODY_SIZE:-0}", "5g")),
+    "no README": ("README.md", Path.unlink),
+    "volume driver": (
+        "compose.yaml",
+        lambda it: edit(it, "  postgres-data:\n", "  postgres-data:\n    driver: mine\n"),
+    ),
+    "location": (
+        "nginx/templates/mlflow.conf.template",
+        lambda it: edit(
+            it, "    location / {\n", "    location = /mine {\n        return 204;\n    }\n\n    location / {\n"
+        ),
+    ),
+    "CI job": (".github/workflows/ci.yml", lambda it: edit(it, "jobs:\n", "jobs:\n  mine:\n    steps: []\n")),
+    "README section": (
+        "README.md",
+        lambda it: edit(it, "\n## Which files", "\n## Ours\n\nOurs.\n\n## Which files"),
+    ),
+    "pinned image": ("compose.yaml", lambda it: edit(it, "${NGINX_IMAGE:-nginx:", "${NGINX_IMAGE:-mirror/nginx:")),
 }
 
 
@@ -114,34 +130,110 @@ def test_an_update_from(version: str, name: str, source: Path, tmp_path: Path, p
         f"update from {version:8} {name:17} {len(given)} files of edits, {len(met)} conflicts, "
         f"{'equal' if equal else 'NOT equal'} to fresh, {seconds:.1f} s",
     )
+    ROWS.append(f"| {version} | {name} | {len(given)} | {len(met)} | {'yes' if equal else 'NO'} | {seconds:.1f} |")
     assert met == []
     assert {edited: (stack / edited).read_text() for edited in given} == {edited: EDITS[edited] for edited in given}
     assert texts(stack, own=()) == texts(fresh, own=())
+
+
+def rounds() -> list[dict[str, Callable[[Path], None]]]:
+    """Return the wishes in as few rounds as give each a file of its own: an update merges file by file."""
+    by_file: dict[str, list[str]] = {}
+    for wish, (file, _) in ELSEWHERE.items():
+        by_file.setdefault(file, []).append(wish)
+    return [{wish: ELSEWHERE[wish][1] for wish in some if wish} for some in itertools.zip_longest(*by_file.values())]
+
+
+def test_each_wish_has_its_file_for_itself() -> None:
+    """What one round does to a file is the doing of one wish."""
+    assert sorted(wish for some in rounds() for wish in some) == sorted(ELSEWHERE)
+    for some in rounds():
+        assert len({ELSEWHERE[wish][0] for wish in some}) == len(some)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("version", releases())
 def test_edits_elsewhere(version: str, source: Path, tmp_path: Path, pytestconfig: pytest.Config) -> None:
     """Each edit written into a file of the template survives the update, or is a conflict that one sees."""
-    met = []
-    for number, (wish, write) in enumerate(ELSEWHERE.items()):
-        answers = {"project_name": "demo", "purpose": "team"}
-        stack = stack_from(source, tmp_path / str(number) / "demo", answers, version)
-        before = texts(stack, own=())
-        write(stack)
-        after = texts(stack, own=())
-        mine = {
-            line for name, text in after.items() for line in set(text.splitlines()) - set(before[name].splitlines())
-        }
+    start = stack_from(source, tmp_path / "start" / "demo", {"project_name": "demo", "purpose": "team"}, version)
+    before = texts(start, own=())
+    met = set()
+    for number, some in enumerate(rounds()):
+        stack = tmp_path / str(number) / "demo"
+        shutil.copytree(start, stack, symlinks=True)
+        for wish, write in some.items():
+            write(stack / ELSEWHERE[wish][0])
+        edited = texts(stack, own=())
         commit(stack, "Edit")
         update(stack, HERE)
-        files = conflicts(stack)
-        met += [wish] if files else []
-        kept = {line for text in texts(stack, own=()).values() for line in text.splitlines()}
-        assert files or mine <= kept, f"{wish} is lost without a word"
-        assert (stack / "README.md").exists() == (wish != "no README")
+        files, after = conflicts(stack), texts(stack, own=())
+        for wish in some:
+            file = ELSEWHERE[wish][0]
+            if file in files or f"{file}.rej" in files:
+                met.add(wish)
+                continue
+            mine = set(edited.get(file, "").splitlines()) - set(before[file].splitlines())
+            assert mine <= set(after.get(file, "").splitlines()), f"{wish} is lost without a word"
+            assert mine or file not in after, f"{wish} is lost without a word"
+        assert {file.removesuffix(".rej") for file in files} == {ELSEWHERE[wish][0] for wish in some if wish in met}
+    MET[version] = met
+    named = [wish for wish in ELSEWHERE if wish in met]
     say(
         pytestconfig,
         f"edits outside their homes, update from {version}: {len(met)} of {len(ELSEWHERE)} meet it "
-        f"({', '.join(met) or 'none'})",
+        f"({', '.join(named) or 'none'})",
     )
+
+
+# --- docs/updates.md
+
+ROWS: list[str] = []  # of test_an_update_from
+MET: dict[str, set[str]] = {}  # of test_edits_elsewhere
+PAGE = """\
+# Updates that were tried
+
+Written by `make update-matrix`, with what came after {newest}; do not edit.
+
+## Edits in their homes
+
+Each release, rendered as each stack of `tests/golden`, with what owners change written into the files that are theirs
+(`.env`, `compose.override.yaml`, `local.mk` and so on), and then updated. "Equal" says that the result is, file by
+file, a fresh stack with the same edits.
+
+| from | stack | files of edits | conflicts | equal to fresh | seconds |
+| --- | --- | --- | --- | --- | --- |
+{rows}
+
+## Edits elsewhere
+
+The same wishes, written into the files of the template, in the stack of `purpose=team`. None is lost without a word:
+it is merged, or a conflict in that file. [UPGRADING.md](../UPGRADING.md#which-files-are-yours) has the places where
+they would have met nothing.
+
+| wish | written into | {versions} |
+| --- | --- | {dashes} |
+{wishes}
+| **conflicts** | of {count} | {sums} |
+"""
+
+
+@pytest.mark.full
+def test_the_page(pytestconfig: pytest.Config) -> None:
+    """What `make update-matrix` has seen is written down, if it has seen all of it."""
+    known = list(releases())
+    if not pytestconfig.getoption("--golden-update") or len(ROWS) < len(pairs()) or len(MET) < len(known):
+        return
+    versions = sorted(MET, key=known.index)
+    text = PAGE.format(
+        newest=known[0],
+        rows="\n".join(ROWS),
+        versions=" | ".join(versions),
+        dashes=" | ".join("---" for _ in versions),
+        wishes="\n".join(
+            f"| {wish} | `{file}` | {' | '.join('conflict' if wish in MET[one] else 'merged' for one in versions)} |"
+            for wish, (file, _) in ELSEWHERE.items()
+        ),
+        count=len(ELSEWHERE),
+        sums=" | ".join(f"**{len(MET[one])}**" for one in versions),
+    )
+    (ROOT / "docs" / "updates.md").write_text(text)
