@@ -4,6 +4,7 @@
 and writes docs/updates.md. A line of the summary for each says how it went.
 """
 
+import functools
 import itertools
 import shutil
 import time
@@ -103,6 +104,19 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return with_releases(tmp_path_factory.mktemp("source") / "template")
 
 
+@pytest.fixture(scope="module")
+def fresh(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, str]]:
+    """Returns the texts of a named stack, rendered from what is here, with the edits; each is rendered once."""
+
+    @functools.cache
+    def named(name: str) -> dict[str, str]:
+        folder = tmp_path_factory.mktemp("fresh") / "demo"
+        give(render(source, folder, {"project_name": "demo", **SCENARIOS[name]}, vcs_ref=HERE))
+        return texts(folder, own=())
+
+    return named
+
+
 def pairs() -> list[object]:
     """Return release and stack; those that only `make update-matrix` runs are marked."""
     known = list(releases())
@@ -112,7 +126,14 @@ def pairs() -> list[object]:
 
 
 @pytest.mark.parametrize(("version", "name"), pairs())
-def test_an_update_from(version: str, name: str, source: Path, tmp_path: Path, pytestconfig: pytest.Config) -> None:
+def test_an_update_from(
+    version: str,
+    name: str,
+    source: Path,
+    fresh: Callable[[str], dict[str, str]],
+    tmp_path: Path,
+    pytestconfig: pytest.Config,
+) -> None:
     """No conflict, no edit lost, and the result is a fresh rendering of what is here plus those edits."""
     answers = {"project_name": "demo", **SCENARIOS[name]}
     stack = stack_from(source, tmp_path / "demo", answers, version)
@@ -122,9 +143,7 @@ def test_an_update_from(version: str, name: str, source: Path, tmp_path: Path, p
     update(stack, HERE)
     seconds = time.monotonic() - started
     met = conflicts(stack)
-    fresh = render(source, tmp_path / "fresh" / "demo", answers, vcs_ref=HERE)
-    give(fresh)
-    equal = texts(stack, own=()) == texts(fresh, own=())
+    equal = texts(stack, own=()) == fresh(name)
     say(
         pytestconfig,
         f"update from {version:8} {name:17} {len(given)} files of edits, {len(met)} conflicts, "
@@ -133,7 +152,7 @@ def test_an_update_from(version: str, name: str, source: Path, tmp_path: Path, p
     ROWS.append(f"| {version} | {name} | {len(given)} | {len(met)} | {'yes' if equal else 'NO'} | {seconds:.1f} |")
     assert met == []
     assert {edited: (stack / edited).read_text() for edited in given} == {edited: EDITS[edited] for edited in given}
-    assert texts(stack, own=()) == texts(fresh, own=())
+    assert texts(stack, own=()) == fresh(name)
 
 
 def rounds() -> list[dict[str, Callable[[Path], None]]]:
