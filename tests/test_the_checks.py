@@ -106,6 +106,7 @@ PLANTS = [
     (invariants.dockerfiles, "mlflow/Dockerfile", "", "# syntax=docker/dockerfile:1\n", "frontend image"),
     (invariants.dockerfiles, "mlflow/Dockerfile", "", "CMD stackops serve\n", "SIGTERM"),
     (invariants.dockerfiles, "mlflow/Dockerfile", "", "ARG DB_PASSWORD\n", "would stay in the image"),
+    (invariants.dockerfiles, "mlflow/Dockerfile", "--require-hashes -r /requirements/base.txt", "x", "without asking"),
     (invariants.dockerfiles, ".dockerignore", "", "!secrets\n", "sees more than it needs"),
     (invariants.answers_file, ".copier-answers.yml", "", "mlflow_version: 3.17.2\n", "keeps mlflow_version"),
     (invariants.answers_file, ".copier-answers.yml", "", "purpose: 1.2.3\n", "a version or a secret"),
