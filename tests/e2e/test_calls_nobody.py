@@ -14,9 +14,11 @@ from stacks import HERE, Stack, run, stack
 STACKS = {
     "seaweedfs": {
         "backend": "postgres", "artifact_store": "seaweedfs", "artifact_access": "presigned", "reverse_proxy": "nginx",
-        "auth": "basic", "backups": True,
+        "auth": "basic",
     },
-    "minio": {"backend": "sqlite", "artifact_store": "minio", "reverse_proxy": "caddy", "auth": "mlflow"},
+    "minio": {
+        "backend": "sqlite", "artifact_store": "minio", "reverse_proxy": "caddy", "auth": "mlflow", "backups": True,
+    },
 }  # fmt: skip
 # The user interface asks for these: whether to send telemetry, and what is in the catalogue of models.
 PAGES = (
