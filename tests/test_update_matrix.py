@@ -4,17 +4,19 @@
 and writes docs/updates.md. A line of the summary for each says how it went.
 """
 
+import difflib
 import functools
-import itertools
+import re
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from combinations import ROOT
 from extended import releases
-from rendering import render
+from rendering import compiled_once, render
 from summary import say
 from test_golden import SCENARIOS
 from updates import HERE, commit, conflicts, edit, stack_from, texts, update, with_releases
@@ -155,46 +157,84 @@ def test_an_update_from(
     assert texts(stack, own=()) == fresh(name)
 
 
-def rounds() -> list[dict[str, Callable[[Path], None]]]:
-    """Return the wishes in as few rounds as give each a file of its own: an update merges file by file."""
-    by_file: dict[str, list[str]] = {}
-    for wish, (file, _) in ELSEWHERE.items():
-        by_file.setdefault(file, []).append(wish)
-    return [{wish: ELSEWHERE[wish][1] for wish in some if wish} for some in itertools.zip_longest(*by_file.values())]
+@dataclass(frozen=True)
+class Edit:
+    """A wish, written into a file of a stack: between which lines, and the lines that are new."""
+
+    wish: str
+    file: str
+    first: int
+    last: int
+    lines: frozenset[str]
+
+    def disturbs(self, other: "Edit") -> bool:
+        """Whether an update could meet both at once."""
+        return self.file == other.file and self.first < other.last + APART and other.first < self.last + APART
 
 
-def test_each_wish_has_its_file_for_itself() -> None:
-    """What one round does to a file is the doing of one wish."""
-    assert sorted(wish for some in rounds() for wish in some) == sorted(ELSEWHERE)
-    for some in rounds():
-        assert len({ELSEWHERE[wish][0] for wish in some}) == len(some)
+APART = 12
+
+
+def edit_of(wish: str, stack: Path, scratch: Path) -> Edit:
+    """Return what a wish does to a stack; a copy of the file is edited."""
+    file, write = ELSEWHERE[wish]
+    copy = scratch / wish / Path(file).name
+    copy.parent.mkdir(parents=True)
+    shutil.copy2(stack / file, copy)
+    write(copy)
+    before, after = ((path.read_text().splitlines() if path.exists() else []) for path in (stack / file, copy))
+    steps = difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
+    changed = [step for step in steps if step[0] != "equal"]
+    return Edit(wish, file, changed[0][1], changed[-1][2], frozenset(after) - frozenset(before))
+
+
+def rounds(edits: list[Edit]) -> list[list[Edit]]:
+    """Return the edits in few rounds, none of which disturbs another of its round."""
+    found: list[list[Edit]] = []
+    for one in edits:
+        for some in found:
+            if not any(one.disturbs(other) for other in some):
+                some.append(one)
+                break
+        else:
+            found.append([one])
+    return found
+
+
+def met_by(edits: list[Edit], stack: Path) -> set[str]:
+    """Return the wishes that an update has met. Each conflict must be one wish's, and no other line may be lost."""
+    met: set[str] = set()
+    for file in {one.file for one in edits}:
+        text = (stack / file).read_text() if (stack / file).exists() else ""
+        sides = [set(block.splitlines()) for block in re.findall(r"(?ms)^<{7} [^\n]*\n(.*?)^={7}$", text)]
+        mine = [one for one in edits if one.file == file]
+        for side in sides:
+            (one,) = (one for one in mine if one.lines & side)
+            met.add(one.wish)
+        for one in mine:
+            assert one.lines <= set(text.splitlines()), f"{one.wish} is lost without a word"
+            assert one.lines or not text, f"{one.wish} is lost without a word"
+    return met
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("version", releases())
+@compiled_once()
 def test_edits_elsewhere(version: str, source: Path, tmp_path: Path, pytestconfig: pytest.Config) -> None:
     """Each edit written into a file of the template survives the update, or is a conflict that one sees."""
     start = stack_from(source, tmp_path / "start" / "demo", {"project_name": "demo", "purpose": "team"}, version)
-    before = texts(start, own=())
+    edits = [edit_of(wish, start, tmp_path / "edits") for wish in ELSEWHERE]
     met = set()
-    for number, some in enumerate(rounds()):
+    for number, some in enumerate(rounds(edits)):
         stack = tmp_path / str(number) / "demo"
         shutil.copytree(start, stack, symlinks=True)
-        for wish, write in some.items():
-            write(stack / ELSEWHERE[wish][0])
-        edited = texts(stack, own=())
+        for one in sorted(some, key=lambda one: -one.first):
+            ELSEWHERE[one.wish][1](stack / one.file)
         commit(stack, "Edit")
         update(stack, HERE)
-        files, after = conflicts(stack), texts(stack, own=())
-        for wish in some:
-            file = ELSEWHERE[wish][0]
-            if file in files or f"{file}.rej" in files:
-                met.add(wish)
-                continue
-            mine = set(edited.get(file, "").splitlines()) - set(before[file].splitlines())
-            assert mine <= set(after.get(file, "").splitlines()), f"{wish} is lost without a word"
-            assert mine or file not in after, f"{wish} is lost without a word"
-        assert {file.removesuffix(".rej") for file in files} == {ELSEWHERE[wish][0] for wish in some if wish in met}
+        found = met_by(some, stack)
+        assert set(conflicts(stack)) == {one.file for one in some if one.wish in found}
+        met |= found
     MET[version] = met
     named = [wish for wish in ELSEWHERE if wish in met]
     say(
@@ -202,6 +242,23 @@ def test_edits_elsewhere(version: str, source: Path, tmp_path: Path, pytestconfi
         f"edits outside their homes, update from {version}: {len(met)} of {len(ELSEWHERE)} meet it "
         f"({', '.join(named) or 'none'})",
     )
+
+
+def test_who_met_it(tmp_path: Path) -> None:
+    """A conflict is found and given to its wish; what is lost is found as well."""
+    edits = [Edit("port", "a", 1, 2, frozenset(["9999"])), Edit("image", "a", 40, 41, frozenset(["mine"]))]
+    text = "x\n<<<<<<< before updating\n9999\n=======\n8080\n>>>>>>> after updating\nmine\n"
+    (tmp_path / "a").write_text(text)
+    assert met_by(edits, tmp_path) == {"port"}
+    (tmp_path / "a").write_text(text.replace("mine", "theirs"))
+    with pytest.raises(AssertionError, match="image is lost"):
+        met_by(edits, tmp_path)
+    assert rounds(
+        [*edits, Edit("limit", "a", 5, 6, frozenset(["3g"])), Edit("steps", "b", 1, 2, frozenset(["x"]))]
+    ) == [
+        [edits[0], edits[1], Edit("steps", "b", 1, 2, frozenset(["x"]))],
+        [Edit("limit", "a", 5, 6, frozenset(["3g"]))],
+    ]
 
 
 # --- docs/updates.md
