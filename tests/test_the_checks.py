@@ -245,7 +245,7 @@ def broken(trees: list[Tree], tmp_path: Path) -> Callable[..., Tree]:
         (linters.shfmt_faults, "scripts/up.sh", "", "if true; then\n      :\nfi\n", "up.sh"),
         (linters.ruff_faults, "stackops/stackops/cli.py", "", "x=1\n", "cli.py"),
         (linters.workflow_faults, ".github/workflows/ci.yml", "runs-on:", "runs_on:", "runs-on"),
-        (linters.renovate_faults, "renovate.json", '"enabledManagers"', '"managers"', "managers"),
+        (linters.renovate_faults, "renovate.json", '["copier", "pip_requirements"]', '"copier"', "array"),
         (linters.hook_faults, ".pre-commit-config.yaml", "- id:", "- idea:", "id"),
         (linters.make_faults, "Makefile", "\tdocker compose restart\n", "    docker compose restart\n", "separator"),
         (linters.make_faults, "Makefile", "up: init", "up: start", "No rule to make target"),
