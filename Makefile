@@ -25,8 +25,8 @@ test: $(VENV)/tests.stamp ## run the tests; those that need a Docker engine skip
 test-all: ARGS += --everything
 test-all: test ## run every test, also the long ones of what has not changed since the last release
 
-update-matrix: $(VENV)/tests.stamp ## update the named stacks from every release to what is here, and print the table
-	@$(VENV)/bin/pytest -q --everything tests/test_update_matrix.py
+update-matrix: $(VENV)/tests.stamp ## update the named stacks from every release to what is here, and write docs/updates.md
+	@$(VENV)/bin/pytest -q --everything --golden-update tests/test_update_matrix.py
 
 golden: $(VENV)/tests.stamp ## write tests/golden anew, after a change that is meant to change what is rendered
 	$(VENV)/bin/pytest tests/test_golden.py --golden-update

@@ -138,6 +138,12 @@ WATCHED: dict[str, tuple[str, ...]] = {
         "extensions/compose/oauth2-proxy.yaml.jinja",
         "extensions/compose/nginx.yaml.jinja",
     ),
+    "tests/e2e/test_calls_nobody.py": (
+        "template/stackops/stackops/settings.py",
+        "template/stackops/stackops/check.py",
+        "extensions/compose/*",
+        "tests/e2e/names.py",
+    ),
     "tests/e2e/test_nginx_fork.py": ("template/nginx/*", "extensions/compose/nginx.yaml.jinja"),
     "tests/e2e/test_big_files.py::test_2_gib": (
         "template/stackops/stackops/app.py",

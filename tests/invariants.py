@@ -714,6 +714,14 @@ def dockerfiles(tree: Tree) -> list[str]:
             found.append(f"{name}: needs a frontend image that nobody asked for")
         if re.search(r"(?m)^(CMD|ENTRYPOINT) (?!\[)", text):
             found.append(f"{name}: starts a shell, which keeps SIGTERM to itself")
+        # The stack's own code has nothing to fetch; of what is the owner's nobody else knows the hashes.
+        for words in re.findall(r"pip install (.*)", text.replace("\\\n", " ")):
+            own = (
+                "--no-deps --no-build-isolation /stackops",
+                "-c /requirements/base.txt -r /requirements/requirements.extra.txt",
+            )
+            if "--require-hashes" not in words and words not in own:
+                found.append(f"{name}: installs {words} without asking for hashes")
         if re.search(r"(?mi)^(ARG|ENV) .*(passw|secret|token)", text):
             found.append(f"{name}: a secret would stay in the image")
     if not re.search(r"(?m)^\*$", tree.files[".dockerignore"]) or re.search(

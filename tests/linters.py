@@ -110,6 +110,12 @@ def workflow_faults(trees: list[Tree]) -> list[Fault]:
     return run_on_all([tool("check-jsonschema"), *schema], files)
 
 
+def renovate_faults(trees: list[Tree]) -> list[Fault]:
+    """Renovate's configuration follows its schema, which the package brings along."""
+    files = distinct(trees, lambda name: name == "renovate.json")
+    return run_on_all([tool("check-jsonschema"), "--builtin-schema", "vendor.renovate"], files)
+
+
 def hook_faults(trees: list[Tree]) -> list[Fault]:
     """pre-commit understands its configuration."""
     files = distinct(trees, lambda name: name == ".pre-commit-config.yaml")

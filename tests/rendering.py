@@ -83,14 +83,8 @@ def _shared(content: bytes) -> str:
 
 
 @contextlib.contextmanager
-def shortcuts() -> Iterator[None]:
-    """Let Copier do once what it would do anew for each rendering of one template into a folder without git.
-
-    Templates are compiled once (the key holds all that decides what the compiler makes), and copier.yml is read once.
-    Git is neither asked for each file whether it ignores file modes nor whether the template is a repository. The name
-    of the answers file, and every name without a brace, is not rendered again. tests/test_rendering.py proves that the
-    output is the same; together this is many times as fast.
-    """
+def compiled_once() -> Iterator[None]:
+    """Let Copier compile each template once: the key holds all that decides what the compiler makes."""
     compiled: dict[tuple[Any, ...], Any] = {}
 
     class Environment(copier._main.SandboxedEnvironment):
@@ -101,6 +95,18 @@ def shortcuts() -> Iterator[None]:
                 compiled[key] = super().compile(source, *arguments, **named)
             return compiled[key]
 
+    with mock.patch.object(copier._main, "SandboxedEnvironment", Environment):
+        yield
+
+
+@contextlib.contextmanager
+def shortcuts() -> Iterator[None]:
+    """Let Copier do once what it would do anew for each rendering of one template into a folder without git.
+
+    Templates are compiled once, and copier.yml is read once. Git is neither asked for each file whether it ignores file
+    modes nor whether the template is a repository. The name of the answers file, and every name without a brace, is not
+    rendered again. tests/test_rendering.py proves that the output is the same; together this is many times as fast.
+    """
     read = functools.cache(copier._template.load_template_config)
     render_string, relpath = copier._main.Worker._render_string, copier._main.Worker.answers_relpath
 
@@ -115,7 +121,7 @@ def shortcuts() -> Iterator[None]:
         return string if plain else render_string(worker, string, extra_context)
 
     with (
-        mock.patch.object(copier._main, "SandboxedEnvironment", Environment),
+        compiled_once(),
         mock.patch.object(copier._template, "load_template_config", lambda path: deepcopy(read(path))),
         mock.patch.object(copier._template, "get_repo", lambda url: None),
         mock.patch.object(copier._main.Worker, "_render_string", render_name),

@@ -70,6 +70,7 @@ def test_caddy_accepts_its_configuration(models: list[tuple[Tree, compose_model.
         linters.shfmt_faults,
         linters.ruff_faults,
         linters.workflow_faults,
+        linters.renovate_faults,
         linters.hook_faults,
         linters.make_faults,
         linters.python_compiles,

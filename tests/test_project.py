@@ -1,5 +1,6 @@
 """This repository itself."""
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -133,6 +134,34 @@ def test_no_version_is_written_twice() -> None:
     ]
     found = [f"{name}: {value}" for name in places for value in values if value in text_of(name)]
     assert not found
+
+
+def test_renovate_finds_every_pin() -> None:
+    """Its configuration follows the schema, and its expressions find each image and MLflow wherever they are pinned."""
+    checked = subprocess.run(
+        [tool("check-jsonschema"), "--builtin-schema", "vendor.renovate", "renovate.json"],
+        cwd=ROOT,
+        capture_output=True,
+    )
+    assert checked.returncode == 0, checked.stdout
+    pins = yaml.safe_load((ROOT / "extensions/data/versions.yml").read_text())
+    images = {value for name, value in pins.items() if name.endswith("_image")}
+    expected = {
+        "Images": {"extensions/data/versions.yml": images},
+        "MLflow, here and in the server's requirements": {
+            "extensions/data/versions.yml": {f"mlflow:{pins['mlflow']}"},
+            "template/mlflow/requirements/base.in": {f"mlflow:{pins['mlflow']}"},
+        },
+    }
+    for manager in json.loads((ROOT / "renovate.json").read_text())["customManagers"]:
+        found = {}
+        for pattern in manager["managerFilePatterns"]:
+            wanted = re.compile(pattern.strip("/"))
+            for path in (name for name in tracked() if wanted.search(name)):
+                words = re.compile(manager["matchStrings"][0].replace("(?<", "(?P<"))
+                matches = words.finditer((ROOT / path).read_text())
+                found[path] = {f"{match['depName']}:{match['currentValue']}" for match in matches}
+        assert found == expected[manager["description"]], manager["description"]
 
 
 LOCK_FILES = sorted((ROOT / "template/mlflow/requirements").glob("*.txt")) + [

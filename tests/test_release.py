@@ -69,3 +69,45 @@ def test_refused_as_a_maintainer_sees_it(tmp_path: Path) -> None:
         1,
         "release: error: the work tree has changes that are not committed\n",
     )
+
+
+@pytest.fixture
+def ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A clone in which everything is ready for 99.0.0, with one quick guard."""
+    here = tmp_path / "template"
+    subprocess.run(["git", "clone", "--quiet", "--no-tags", str(ROOT), str(here)], check=True)
+    for name, mark, more in (
+        ("CHANGELOG.md", "## [Unreleased]\n", "\n**When you update:** `make up`.\n\n- It.\n"),
+        ("UPGRADING.md", "## Notes per release\n", "\n### 99.0.0\n\nNothing.\n"),
+    ):
+        text = (here / name).read_text()
+        assert text.count(mark) == 1
+        (here / name).write_text(text.replace(mark, mark + more))
+    (here / "tests/test_guard.py").write_text("def test_guard():\n    pass\n")
+    monkeypatch.setattr(release, "ROOT", here)
+    monkeypatch.setattr(release, "GUARDS", ("test_guard.py", "test_ledger.py"))
+    release.git("add", "--all")
+    release.git("commit", "--quiet", "--message", "Ready")
+    return here
+
+
+def test_a_release(ready: Path) -> None:
+    """Changelog, version and ledger say the same; commit and annotated tag carry the name that is looked for."""
+    release.release("99.0.0")
+    assert release.git("log", "-1", "--format=%s") == "Release v99.0.0" and release.git("status", "--porcelain") == ""
+    assert release.git("cat-file", "-t", "v99.0.0") == "tag"
+    assert release.git("rev-parse", "v99.0.0^{commit}") == release.git("rev-parse", "HEAD")
+    assert f"## [99.0.0] - {datetime.date.today().isoformat()}\n" in (ready / "CHANGELOG.md").read_text()
+    assert 'version = "99.0.0"' in (ready / "pyproject.toml").read_text()
+    assert "  v99.0.0:" in (ready / "tests/ledger.yml").read_text()
+
+
+def test_a_release_whose_tests_fail_has_not_been(ready: Path) -> None:
+    """One sentence, and files, history and tags are as they were."""
+    (ready / "tests/test_guard.py").write_text("def test_guard():\n    assert False\n")
+    release.git("commit", "--quiet", "--all", "--message", "Broken")
+    before = release.git("rev-parse", "HEAD")
+    with pytest.raises(release.Refused, match="nothing was changed"):
+        release.release("99.0.0")
+    assert release.git("rev-parse", "HEAD") == before and release.git("status", "--porcelain") == ""
+    assert release.git("tag", "--list", "v99.0.0") == ""

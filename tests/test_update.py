@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from combinations import Answers
 from rendering import copy_template, render
 from updates import OWNED, commit, conflicts, edit, git, stack_from, texts, update
@@ -47,6 +48,11 @@ def tagged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     edit(source / "template/README.md.jinja", "\n## Which files", "\n## New\n\nNew.\n\n## Which files")
     edit(source / "extensions/data/versions.yml", "nginx_image: nginx:1", "nginx_image: nginx:2")
     edit(source / "template/NOTES.md", "# Notes", "# Notes of your team")
+    edit(
+        source / "UPGRADING.md",
+        "\n## Notes per release\n",
+        "\n## Notes per release\n\n### 1.1.0\n\nTurn the new key.\n",
+    )
     (source / "template/docs").mkdir()
     (source / "template/docs/new.md").write_text("# New\n")
     commit(source, "two", "v1.1.0")
@@ -179,6 +185,47 @@ def run(stack: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """Run a command in a stack, with the tests' own copier in the PATH."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return subprocess.run(command, cwd=stack, env=os.environ | {"PATH": path}, capture_output=True, text=True)
+
+
+def test_make_update_shows_the_notes_of_the_newest_release(tagged: Path, tmp_path: Path) -> None:
+    """As a person runs it: what came, what to do for it, and not what older releases asked for."""
+    stack = stack_from(tagged, tmp_path / "demo", {}, "v1.0.0")
+    done = run(stack, "make", "update")
+    assert done.returncode == 0, done.stderr
+    said = done.stdout + done.stderr
+    assert "demo is updated. The notes of the newest release, 1.1.0:\n\n  Turn the new key.\n" in said, said
+    assert "### " not in said and said.rstrip().endswith("where the stack does not run.")
+
+
+def test_the_workflow_opens_one_request_with_the_update(tagged: Path, tmp_path: Path) -> None:
+    """The step of .github/workflows/update.yml, run here, with a stand-in for GitHub's own command."""
+    stack = stack_from(tagged, tmp_path / "demo", {}, "v1.0.0")
+    git(tmp_path, "init", "--quiet", "--bare", "origin")
+    git(stack, "remote", "add", "origin", str(tmp_path / "origin"))
+    (bin_ := tmp_path / "bin").mkdir()
+    (bin_ / "gh").write_text(f'#!/bin/sh\necho "$*" >>{tmp_path}/asked\n')
+    (bin_ / "gh").chmod(0o755)
+    steps = yaml.safe_load((stack / ".github/workflows/update.yml").read_text())["jobs"]["update"]["steps"]
+    script = steps[-1]["run"].replace("/tmp/update.txt", str(tmp_path / "update.txt"))
+
+    def weekly(folder: Path) -> None:
+        done = run(
+            folder, "env", f"PATH={bin_}:{Path(sys.executable).parent}:{os.environ['PATH']}", "bash", "-ec", script
+        )
+        assert done.returncode == 0, done.stderr
+
+    git(stack, "push", "--quiet", "origin", "main")
+    for number in range(2):  # once more while the request is open: nothing new
+        git(tmp_path, "clone", "--quiet", "--branch", "main", str(tmp_path / "origin"), f"checkout{number}")
+        weekly(tmp_path / f"checkout{number}")
+        assert git(tmp_path / "origin", "branch", "--format", "%(refname:short)").split() == ["main", "update-v1.1.0"]
+        (asked,) = (tmp_path / "asked").read_text().splitlines()
+        assert "--head update-v1.1.0" in asked and "Turn the new key." in (tmp_path / "update.txt").read_text()
+    git(tmp_path / "origin", "branch", "--force", "main", "update-v1.1.0")
+    git(tmp_path, "clone", "--quiet", "--branch", "main", str(tmp_path / "origin"), "merged")
+    assert "new:" in (tmp_path / "merged" / "Makefile").read_text()
+    weekly(tmp_path / "merged")
+    assert len((tmp_path / "asked").read_text().splitlines()) == 1
 
 
 def test_check_update(tagged: Path, tmp_path: Path) -> None:

@@ -528,6 +528,7 @@ ESCAPES = (
 
 MARKER = b"escaped-marker"
 UPLOAD = "/ajax-api/2.0/mlflow/upload-artifact"
+EXPERIMENT = "/api/2.0/mlflow/experiments/get-by-name"
 
 
 def run_of(it: Target, name: str, location: str = "") -> str:
@@ -829,14 +830,17 @@ KNOWN_PORTS = (
 
 
 def neighbour(it: Target, network: str, script: str, *words: str) -> str:
-    """Run a Python program in a container that is on one of the stack's networks, and is none of the stack's."""
+    """Run a Python program in a container that is on one of the stack's networks, and is none of the stack's.
+
+    Or, with `container:` and an id, as if in that container.
+    """
     image = it.stack.settings()["MLFLOW_IMAGE"]
     done = run(
         "docker",
         "run",
         "--rm",
         "--network",
-        f"{it.stack.name}_{network}",
+        network if ":" in network else f"{it.stack.name}_{network}",
         "--entrypoint",
         "python",
         image,
@@ -856,6 +860,9 @@ def test_open_ports(target: Target) -> None:
     proxy = {"nginx:8080", "nginx:8333", "nginx:9000", "nginx:8443", "nginx:443", "nginx:80"}
     allowed = {"mlflow:5000"} | proxy | {name.replace("nginx", "caddy") for name in proxy}
     assert set(edge) <= allowed and "mlflow:5000" in edge, edge
+    if target.answer("reverse_proxy") == "caddy":  # its admin interface is off, even for itself
+        caddy = f"container:{target.stack.container('caddy')}"
+        assert json.loads(neighbour(target, caddy, PORTS, "127.0.0.1", "2019,8080")) == ["127.0.0.1:8080"]
     if target.answer("backend") == "postgres":
         data = set(json.loads(neighbour(target, "data", PORTS, "postgres,object-store", KNOWN_PORTS)))
         store = {"seaweedfs": {"object-store:8333", "object-store:18333"}, "minio": {"object-store:9000"}}
@@ -1026,6 +1033,80 @@ def test_a_trace_is_no_way_to_others_artifacts(target: Target) -> None:
     for path in (f"/ajax-api/{version}/mlflow/get-trace-artifact" for version in ("2.0", "3.0")):
         answer = target.mlflow("GET", f"{path}?request_id={trace}", STRANGER)
         assert answer.status in (400, 404) and SECRET not in answer.text, f"{path}: {answer.status} {answer.text[:300]}"
+
+
+def test_a_place_below_others_runs(target: Target) -> None:
+    """Whoever has an experiment's place below somebody else's run neither reads nor lists nor writes what is there."""
+    if target.answer("auth") != "mlflow":
+        return
+    root = target.prey["artifact_path"].rsplit("/", 1)[0]
+
+    def ask(method: str, path: str, body: dict | bytes | None = None) -> Answer:
+        return target.mlflow(method, path, STRANGER, body=body)
+
+    body = {"name": "a stranger's place", "artifact_location": f"mlflow-artifacts:/{root}"}
+    experiment = json.loads(ask("POST", "/api/2.0/mlflow/experiments/create", body).text)["experiment_id"]
+    made = ask("POST", "/api/2.0/mlflow/runs/create", {"experiment_id": experiment})
+    run_id = json.loads(made.text)["run"]["info"]["run_id"]
+    # MLflow's form for uploads puts a file where it would be without the place; every other way asks for a right on it.
+    api, own = "/api/2.0/mlflow-artifacts", f"{root}/{run_id}/artifacts/secret.txt"
+    for path in ("secret.txt", "../../secret.txt", "..%2f..%2fsecret.txt", "%2e%2e/%2e%2e/secret.txt"):
+        ask("POST", f"{UPLOAD}?run_uuid={run_id}&path={path}", MARKER)
+    for place in (own, f"{root}/secret.txt"):
+        assert ask("PUT", f"{api}/artifacts/{place}", MARKER).status == 403
+        assert ask("POST", f"{api}/mpu/create/{place}", {"path": place, "num_parts": 1}).status == 403
+        assert (
+            ask("GET", f"{api}/presigned/{place}").status == 403
+            and ask("GET", f"{api}/artifacts/{place}").status == 403
+        )
+    # What is asked for is looked for there, and nowhere else.
+    for path in ("secret.txt", "../../secret.txt", "..%2f..%2fsecret.txt", "%2e%2e/%2e%2e/secret.txt"):
+        answer = ask("GET", f"/get-artifact?run_uuid={run_id}&path={path}")
+        assert answer.status >= 400 and SECRET not in answer.text, f"{path}: {answer.text[:300]}"
+        assert path != "secret.txt" or own in answer.text, answer.text[:300]
+    for path in ("", "&path=..", "&path=../..", "&path=..%2f..%2f..", f"&path=/{root}"):
+        answer = ask("GET", f"/api/2.0/mlflow/artifacts/list?run_id={run_id}{path}")
+        assert not json.loads(answer.text).get("files"), f"{path}: {answer.text[:200]}"
+    stored = [name.partition(root)[2] for name in target.inside(STORED, "secret.txt").split() if root in name]
+    assert stored == ["/secret.txt"]
+    assert target.mlflow("GET", f"{api}/artifacts/{root}/secret.txt", target.admin).text == SECRET
+
+
+def test_nobodys_code_runs(target: Target) -> None:
+    """Jobs and scorers with code, which the server would run, are refused, also to the admin."""
+    experiment = json.loads(target.mlflow("GET", f"{EXPERIMENT}?experiment_name=Default", target.admin).text)
+    scorer = {"name": "code", "call_source": "return True", "call_signature": "(outputs)", "original_func_name": "code"}
+    body = {
+        "experiment_id": experiment["experiment"]["experiment_id"],
+        "name": "code",
+        "serialized_scorer": json.dumps(scorer),
+    }
+    answer = target.mlflow("POST", "/api/3.0/mlflow/scorers/register", target.admin, body=body)
+    assert answer.status == 400 and "scorer" in answer.text, answer.text[:300]
+    body = {"job_name": "run_online_trace_scorer", "params": {}}
+    answer = target.mlflow("POST", "/ajax-api/3.0/jobs/", target.admin, body=body)
+    assert answer.status >= 400 and "not enabled" in answer.text, f"{answer.status} {answer.text[:300]}"
+
+
+WEAK_PARTS = """
+import importlib.util, json, pathlib, re
+found = {"mlserver": importlib.util.find_spec("mlserver") is not None, "users": set(), "stores": set()}
+found["tmp"] = [line.split()[2] for line in open("/proc/mounts") if line.split()[1] == "/tmp"]
+for process in pathlib.Path("/proc").glob("[0-9]*"):
+    found["users"].add(re.search(r"(?m)^Uid:\\s+(.*)$", (process / "status").read_text())[1])
+    environment = dict(word.partition("=")[::2] for word in (process / "environ").read_text().split("\\0"))
+    names = ("MLFLOW_BACKEND_STORE_URI", "MLFLOW_REGISTRY_STORE_URI", "MLFLOW_TRACKING_URI")
+    found["stores"] |= {environment[name].partition(":")[0] for name in names if environment.get(name)}
+print(json.dumps({name: sorted(value) if isinstance(value, set) else value for name, value in found.items()}))
+"""
+
+
+def test_weak_parts_of_mlflow_are_not_there(target: Target) -> None:
+    """CVE-2026-4137, -53995, -0596: a /tmp of one user's own, no file store, nothing that serves models."""
+    found = json.loads(target.inside(WEAK_PARTS))
+    assert found["tmp"] == ["tmpfs"] and not found["mlserver"], found
+    assert len(found["users"]) == 1 and len(set(found["users"][0].split())) == 1, found
+    assert found["stores"] == ["postgresql+psycopg2" if target.answer("backend") == "postgres" else "sqlite"], found
 
 
 @pytest.mark.full

@@ -32,6 +32,8 @@ def test_every_pair_that_can_work_is_started() -> None:
     }
     assert possible <= set(map(frozenset, started))
     assert frozenset([("backend", "managed"), ("artifact_store", "gcs")]) in possible
+    assert frozenset([("reverse_proxy", "nginx"), ("tls", "self-signed")]) in possible
+    assert frozenset([("backend", "sqlite"), ("artifact_store", "local")]) in possible
     assert frozenset([("artifact_store", "local"), ("artifact_access", "direct")]) not in possible
 
 

@@ -111,13 +111,15 @@ def hosts_and_origins(it: Running) -> None:
     """The public name and the stack's own pages are answered; other names and other people's pages are not."""
     search, body = "/ajax-api/2.0/mlflow/experiments/search", b'{"max_results": 1}'
     own, strange = f"{it.stack.scheme}://{next(iter(it.stack.doors))}", "http://evil.example.net"
+    neighbours = ("http://localhost:9", "https://127.0.0.1:8888", "http://localhost")  # MLflow's own rule
     inside = "http://127.0.0.1:5000/health"
     assert it.inside(f"import urllib.request; print(urllib.request.urlopen('{inside}').status)").strip() == "200"
     for path in ("/health", "/metrics") if it.answer("reverse_proxy") != "none" else ():
         assert it.ask(path).status == 404, f"{path} is not for people outside"
     assert it.ask(search + "?max_results=1").status == 200
     assert it.ask(search, body).status == 200
-    assert it.ask(search, body, Origin=own).status == 200
+    for origin in (own, *neighbours):
+        assert it.ask(search, body, Origin=origin).status == 200, origin
     assert it.ask(search + "?max_results=1", Host="evil.example.net").status == 403
     assert it.ask(search.replace("ajax-", ""), body, Origin=strange).status == 403
     for path in (search, "/graphql", "/v1/traces"):
@@ -161,6 +163,25 @@ def encrypted(it: Running) -> None:
         assert (answer.status, answer.getheader("Location")) == (308, f"https://{public}/graphql?a=b%20c")
     promise = {"files": "max-age=0", "acme": "max-age=31536000"}.get(it.answer("tls"))
     assert it.ask("/health").headers.get("Strict-Transport-Security") == promise
+
+
+def cookies_are_for_https_alone(it: Running) -> None:
+    """Every cookie is `Secure`: MLflow's form for new users sets one, and single sign-on as it leads to a login."""
+    paths = {"mlflow": ["/signup"], "oidc": ["/signup", "/oauth2/start"]}.get(it.answer("auth"), [])
+    public, address = next(iter(it.stack.doors.items()))
+    found = []
+    for path in ("/", *paths):
+        connection = http.client.HTTPSConnection(address, timeout=30, context=it.trust(names=False))
+        with contextlib.closing(connection):
+            headers = {"Host": public}
+            if it.answer("auth") != "none" and "oauth2" not in path:
+                login = f"admin:{it.stack.secret('admin_password')}"
+                headers["Authorization"] = "Basic " + b64encode(login.encode()).decode()
+            connection.request("GET", it.answer("url_prefix") + path, headers=headers)
+            found.append(connection.getresponse().headers.get_all("Set-Cookie") or [])
+    assert all(found[1:]), f"a page that was to set a cookie does not: {found}"
+    for cookie in (cookie for page in found for cookie in page):
+        assert [word.strip().lower() for word in cookie.split(";")].count("secure") == 1, cookie
 
 
 def no_signed_link_is_logged(it: Running) -> None:
@@ -228,6 +249,11 @@ def locked_down_containers(it: Running) -> None:
         user = one["Config"]["User"].split(":")[0]
         assert user.isdigit() and user != "0", f"{name} runs as {user!r}"
         assert host["ReadonlyRootfs"] and host["CapDrop"] == ["ALL"] and host["Memory"] > 0, name
+        assert host["PidsLimit"] > 0 and {"max-size", "max-file"} <= host["LogConfig"]["Config"].keys(), name
+        # The authority's key is for `make init` alone, and no container sees all secrets.
+        secrets = it.stack.folder / "secrets"
+        sources = [Path(mount["Source"]) for mount in one["Mounts"] if mount["Type"] == "bind"]
+        assert not {secrets, it.stack.folder, secrets / "tls_ca.key"} & set(sources), f"{name}: {sources}"
         assert "no-new-privileges:true" in host["SecurityOpt"] and not host["Privileged"], name
         bound = [binding["HostIp"] for bindings in (host["PortBindings"] or {}).values() for binding in bindings]
         assert set(bound) <= {"127.0.0.1"}, f"{name} listens on {bound}"
@@ -242,6 +268,9 @@ def no_secret_shows(it: Running) -> None:
     """No secret's value is in a description, a process list, a log, an image's history or a file outside secrets/."""
     values = secret_values(it.stack)
     assert len(values) >= 2
+    if it.answer("auth") != "none":  # as it was sent to the stack
+        login = f"admin:{it.stack.secret('admin_password')}"
+        values[b64encode(login.encode()).decode()] = "the admin's login"
     for container in containers(it.stack):
         description = run("docker", "inspect", container).stdout
         image = json.loads(description)[0]["Image"]
@@ -560,6 +589,7 @@ def checks(it: Running, scenario: Scenario) -> Iterable[Check]:
         yield compressed
     if it.answer("tls") != "none":
         yield encrypted
+        yield cookies_are_for_https_alone
         yield doctor_looks_at_the_certificate
     if it.answer("artifact_access") == "presigned" and it.answer("artifact_store") in STORES_OF_OUR_OWN:
         yield no_signed_link_is_logged
