@@ -42,6 +42,8 @@ finish() {
 }
 trap finish EXIT
 trap 'exit 130' INT TERM
+# One that was interrupted goes on: no upgrade has begun since.
+[ -e "$marker" ] || ! wrong=$(scripts/upgrade.sh in-the-way) || die "$wrong"
 lock restore
 build
 

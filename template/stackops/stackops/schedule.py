@@ -21,10 +21,8 @@ from stackops.saving import journal
 HELP = "make backups by the clock (the service backup-schedule)"
 SCHEDULE, FOLDER = "30 3 * * *", "/backups"
 BEAT = Path("/tmp/stackops-schedule")
-LOOK, LATE = (
-    10,
-    90,
-)  # seconds between two looks at the clock, and until nobody believes in this process any more
+LOOK = 10  # seconds between two looks at the clock
+LATE = 90  # seconds without one until nobody believes in this process any more
 PATIENCE = 15  # seconds for a backup to clear away what it has done, when the stack is stopped
 
 
