@@ -142,7 +142,11 @@ def run(args: argparse.Namespace) -> None:
 
 def note(place: Place | None, began: datetime, record: dict) -> None:
     """Write last.json, for the stack and beside the backups. A backup holds without it too."""
-    text = journal.write({"began": began.isoformat(), "ended": now().isoformat(), **record})
+    text = journal.text({"began": began.isoformat(), "ended": now().isoformat(), **record})
+    try:
+        journal.write(text)
+    except OSError as error:
+        say(f"note: 'make status' will not know how this backup ended: {one_line(error, 120)}")
     if place:
         try:
             place.write(journal.NAME, text.encode())
@@ -164,8 +168,8 @@ def undone(place: Place, name: str, added: list[str]) -> Iterator[None]:
             say(f"note: {place.called}/{name} is not whole and cannot be removed: {one_line(second, 120)}")
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise StackError(
-                f"the disk of {place.called} is full: make room there (BACKUP_KEEP lowers the number of "
-                "backups), then try again; the earlier backups are as they were"
+                f"the disk of {place.called} is full: make room there ('make backups KEEP=2' removes "
+                "all but the newest two), then try again; the earlier backups are as they were"
             ) from None
         raise
 
@@ -328,7 +332,13 @@ def remembered(
     return known, trusted
 
 
-def prune(place: Place, found: dict[str, Manifest], number: int | None, damaged: list[str]) -> None:
+def prune(
+    place: Place,
+    found: dict[str, Manifest],
+    number: int | None,
+    damaged: list[str],
+    why: str = "BACKUP_KEEP",
+) -> None:
     """Remove the oldest backups above that number, and from the pool what no backup needs.
 
     What a damaged one needs is not known, so the pool stays as it is while there is one.
@@ -337,7 +347,7 @@ def prune(place: Place, found: dict[str, Manifest], number: int | None, damaged:
         for name in manifest.surplus(list(found), number):
             place.remove(name)
             del found[name]
-            say(f"removed {name}: BACKUP_KEEP={number}")
+            say(f"removed {name}: {why}={number}")
     if damaged:
         say(f"note: no artifact is removed from the pool while a damaged backup is there ({damaged[0]})")
         return

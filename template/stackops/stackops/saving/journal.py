@@ -13,15 +13,18 @@ def path() -> Path:
     return Path(os.environ.get("TMPDIR") or "/var/tmp", "backup", NAME)
 
 
-def write(content: Mapping) -> str:
-    """Write it, and return its text. Keys: began, ended, ok, set, to, bytes, objects, copied, rows, error."""
-    text = json.dumps(content, indent=1) + "\n"
+def text(content: Mapping) -> str:
+    """Return it as text. Keys: began, ended, ok, set, to, bytes, objects, copied, rows, error."""
+    return json.dumps(content, indent=1) + "\n"
+
+
+def write(text: str) -> None:
+    """Write it, wholly or not at all."""
     file = path()
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f".{NAME}")
     part.write_text(text, encoding="utf-8")
     part.replace(file)
-    return text
 
 
 def read() -> dict | None:
