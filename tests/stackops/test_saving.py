@@ -159,6 +159,36 @@ def test_old_backups_go_and_what_they_alone_needed(world, capsys):
     world.load("20261127T140000Z")
 
 
+def test_artifacts_alone_come_back(world, capsys):
+    """The rows since the backup stay, and what was logged again since."""
+    made = world.save()["set"]
+    world.row("second")
+    shutil.rmtree(world.data / "artifacts")
+    world.artifact("1/a/artifacts/note.txt", b"since")
+    restore.check(world.env, world.whole(made), True)
+    restore.bring_artifacts(world.env, world.whole(made), False)
+    assert world.artifacts() == ARTIFACTS | {"1/a/artifacts/note.txt": b"since"}
+    said = capsys.readouterr().err
+    assert "3 are there, 2 of them were copied" in said and "1 differ from the backup and were left" in said
+    restore.bring_artifacts(world.env, world.whole(made), True)
+    assert world.artifacts() == ARTIFACTS and world.rows() == ["Default", "first", "second"]
+    alone = world.save(artifacts=False)["set"]
+    with pytest.raises(StackError, match="is of the database alone"):
+        restore.bring_artifacts(world.env, world.whole(alone), False)
+
+
+def test_a_store_that_has_lost_all_makes_no_backup_go(world, capsys):
+    first = world.save()["set"]
+    shutil.rmtree(world.data / "artifacts")
+    (world.data / "artifacts").mkdir()
+    world.save(keep=1)
+    assert "note: the artifact store is empty, and was not when" in capsys.readouterr().out
+    world.load(first)
+    assert world.artifacts() == ARTIFACTS
+    last = world.save(keep=1)["set"]
+    assert [path.name for path in world.backups.glob("2*")] == [last]
+
+
 def test_old_backups_go_without_a_new_one(world, capsys, monkeypatch):
     """Where there is no room for a new one. Others' backups stay."""
     monkeypatch.setenv("STACK_NAME", "demo")

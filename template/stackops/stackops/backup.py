@@ -194,8 +194,12 @@ def make(env: Mapping[str, str], place: Place, options: Options, began: datetime
         place.finish(made)
     place.end()
     say(f"made {name} in {place.called}: {made.rows:,} rows, {in_words(made.bytes)}")
+    number = options.keep
+    if emptied(made, earlier):
+        number = None
+        say("note: the artifact store is empty, and was not when earlier backups were made: they all stay")
     earlier[name] = made
-    prune(place, earlier, options.keep, sorted(damaged))
+    prune(place, earlier, number, sorted(damaged))
     if options.recipient:
         say(
             f"only the private key of {options.recipient} opens it; and a restored stack needs {KEYS} "
@@ -213,6 +217,15 @@ def make(env: Mapping[str, str], place: Place, options: Options, began: datetime
         "objects": (made.artifacts or {}).get("objects", 0),
         "copied": len(added),
     }
+
+
+def emptied(made: Manifest, earlier: Mapping[str, Manifest]) -> bool:
+    """Return whether a store of which earlier backups have something has nothing any more."""
+    return (
+        made.artifacts is not None
+        and not made.artifacts["objects"]
+        and any(one.artifacts and one.artifacts["objects"] for one in earlier.values())
+    )
 
 
 def sets(place: Place, names: list[str], project: str) -> tuple[dict[str, Manifest], dict[str, str]]:

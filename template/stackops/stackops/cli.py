@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from stackops.errors import StackError, disk_is_full, one_line
+from stackops.errors import StackError, database_is_damaged, disk_is_full, one_line
 
 
 def module_names() -> list[str]:
@@ -73,6 +73,10 @@ def main(argv: list[str] | None = None) -> int:
         if disk_is_full(error):
             said = (
                 f"{args.command} needs some room and the disk is full ({said}); make some, then run it again"
+            )
+        elif database_is_damaged(error):
+            said = (
+                f"the database is damaged ({said}); 'make restore REPLACE=1 BACKUP=no' loads the last backup"
             )
         else:
             said = f"{args.command} failed unexpectedly ({said}); STACKOPS_DEBUG=1 shows where"

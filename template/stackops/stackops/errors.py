@@ -2,6 +2,13 @@
 
 import errno
 
+DAMAGED = (
+    "DataCorrupted",
+    "invalid page in block",
+    "could not read block",
+    "disk image is malformed",
+    "file is not a database",
+)
 FULL = ("disk is full", "No space left on device", "Disk quota exceeded")
 
 
@@ -23,3 +30,8 @@ def disk_is_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     return any(words in str(error) for words in FULL)
+
+
+def database_is_damaged(error: BaseException) -> bool:
+    """Return whether that is why something failed, as the database says it."""
+    return any(words in f"{type(error).__name__}: {error}" for words in DAMAGED)
