@@ -1,8 +1,9 @@
 """Runs what a page of the documentation prints, in order, as one user in one shell; compares what comes out.
 
 A block marked `console` holds commands after `$ ` (continued after `> `), each followed by what it prints. A block
-marked `sh` holds commands alone. Every command must succeed. A `…` in printed output stands for anything, on a line of
-its own for any number of lines; `VARIABLE` says what else may differ from one time to the next.
+marked `sh` holds commands alone. Every command must succeed, but for one under which make says that it failed. A `…`
+in printed output stands for anything, on a line of its own for any number of lines; `VARIABLE` says what else may
+differ from one time to the next.
 """
 
 import difflib
@@ -17,13 +18,17 @@ from pexpect.popen_spawn import PopenSpawn
 MARK = "what follows a command, and nothing else:"
 # What is printed as it was once seen, and is different each time -> what it must look like.
 VARIABLE = {
-    r"\d[\d,]*(?:\.\d+)? (?:s|rows/s|[kMG]?B(?:/s)?|bytes)\b": r"\d[\d,]*(?:\.\d+)? (?:s|rows/s|[kMG]?B(?:/s)?|bytes)",
+    r"\d[\d,]*(?:\.\d+)? (?:s|rows/s|[kMG]?B(?:/s)?|[KMG]iB|bytes)\b": (
+        r"\d[\d,]*(?:\.\d+)? (?:s|rows/s|[kMG]?B(?:/s)?|[KMG]iB|bytes)"
+    ),
     # How many files a model or a trace has is the client's affair.
     r"\d[\d,]* (?:objects|were there)": r"\d[\d,]* (?:objects|were there)",
     r"\b[0-9a-f]{32}\b": r"[0-9a-f]{32}",  # ids of runs
     r"\b\d{18}\b": r"\d{18}",  # ids of experiments in an mlruns folder
     r"\d{8}-\d{6}": r"\d{8}-\d{6}",  # a time in a file's name
+    r"\d{8}T\d{6}Z": r"\d{8}T\d{6}Z",  # a backup
 }  # fmt: skip
+FAILED = re.compile(r"^make: \*\*\* ", re.MULTILINE)
 SHAPES = re.compile("|".join(f"({shape})" for shape in VARIABLE))
 
 
@@ -105,7 +110,7 @@ class Shell:
     def play(self, page: Path, start: str = "", end: str = "") -> None:
         """Run the commands of a page, from one heading on and up to another.
 
-        Raises AssertionError at the first that fails or prints something else.
+        Raises AssertionError at the first that fails, or does not fail as printed, or prints something else.
         """
         lines = page.read_text(encoding="utf-8").splitlines()
         first = lines.index(start) if start else 0
@@ -115,7 +120,8 @@ class Shell:
                 continue
             where = f"{page.name}:{step.line}: {step.command.strip()}"
             code, output = self.run(step.command)
-            assert code == 0, f"{where}\nended with {code}:\n{output}"
+            fails = bool(FAILED.search(step.output or ""))
+            assert bool(code) == fails, f"{where}\nended with {code}:\n{output}"
             if step.output is not None and not pattern(step.output).fullmatch(output):
                 lines = difflib.unified_diff(
                     step.output.splitlines(), output.splitlines(), "as printed", "as it is", lineterm="", n=50

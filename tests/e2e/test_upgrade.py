@@ -304,6 +304,8 @@ def test_from_mlflow_3_7(tmp_path: Path, kind: str) -> None:
     old = installed("mlflow-3.7")
     with stack(tmp_path, f"upgrade-3-7-{kind}", {"purpose": "team" if kind == "postgres" else "solo"}) as one:
         one.override({"services": mlflow_3_7(DATABASE[kind])})
+        if one.has("object-store"):
+            one.compose("build", "object-store")
         one.compose("up", "--detach", "--wait", "--no-build")
         (one.folder / ".running.yaml").write_text(one.compose("config"))  # as 'make up' does
         one.client(WORDS, "write=old", "read=old", python=old)

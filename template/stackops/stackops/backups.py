@@ -13,6 +13,7 @@ from stackops.errors import StackError
 from stackops.saving import journal, lock, manifest
 from stackops.saving.manifest import Damaged, Manifest
 from stackops.saving.place import Place
+from stackops.words import ago
 
 HELP = "list the backups"
 
@@ -25,15 +26,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--keep", metavar="NUMBER", help="first remove all but the newest, and what only they needed"
     )
     parser.add_argument("--json", action="store_true", help="print it as JSON")
-
-
-def ago(seconds: float) -> str:
-    """Return how long ago something was, for people."""
-    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
-        if seconds >= length:
-            number = int(seconds // length)
-            return f"{number} {unit}{'' if number == 1 else 's'} ago"
-    return "just now"
 
 
 def age(stamp: str, now: datetime) -> str:
