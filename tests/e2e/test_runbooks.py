@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import re
 import signal
+import sqlite3
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -64,7 +66,7 @@ class Owner:
 
     def log(self, number: int) -> list[str]:
         """Log runs, and return them."""
-        return self.stack.client(LOG, str(number)).split()
+        return re.findall(r"(?m)^[0-9a-f]{32}$", self.stack.client(LOG, str(number)))
 
     def found(self) -> dict[str, bool]:
         """Return the runs that there are, and whether each has its file."""
@@ -149,14 +151,15 @@ def test_corrupted_sqlite(solo: Owner) -> None:
     one.make("backup")
     saved = solo.found()
     lost = solo.log(1)
-    one.compose("stop", "mlflow")
     path = one.folder.parent / "disk" / "data" / "mlflow.db"
-    for beside in path.parent.glob("mlflow.db-*"):
-        beside.unlink()
+    one.compose("stop", "mlflow")
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'runs'").fetchone()
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
     with open(path, "r+b") as file:
-        file.seek(4096)
-        file.write(os.urandom(path.stat().st_size - 4096))
-    one.compose("start", "mlflow")
+        file.seek((page - 1) * size)
+        file.write(os.urandom(size))
+    run("docker", "start", one.compose("ps", "--all", "--quiet", "mlflow").strip())  # alone
     solo.play("corrupted-database.md", "## SQLite", "## PostgreSQL that answers")
     assert solo.found() == saved and not set(lost) & set(saved)
 
@@ -215,7 +218,7 @@ def test_corrupted_postgresql(team: Owner) -> None:
         head -c 8192 /dev/urandom >$file"""
     one.compose("exec", "-T", "postgres", "sh", "-c", damage)
     one.compose("restart", "postgres")
-    one.compose("up", "--detach", "--wait", "mlflow")
+    one.compose("up", "--detach", "--wait", "postgres")
     parts = ("## PostgreSQL that answers", "## PostgreSQL that does not start", "## Afterwards")
     team.play("corrupted-database.md", *parts[:2])
     assert team.found() == saved
