@@ -29,7 +29,6 @@ VARIABLE = {
     r"\d{8}T\d{6}Z": r"\d{8}T\d{6}Z",  # a backup
 }  # fmt: skip
 FAILED = re.compile(r"^make: \*\*\* ", re.MULTILINE)
-SHAPES = re.compile("|".join(f"({shape})" for shape in VARIABLE))
 
 
 @dataclass(frozen=True)
@@ -61,27 +60,34 @@ def steps(page: str) -> list[Step]:
     return found
 
 
-def pattern(output: str) -> re.Pattern[str]:
+def pattern(output: str, variable: Mapping[str, str] = VARIABLE) -> re.Pattern[str]:
     """Return what real output must look like to be what is printed."""
-    lines = []
+    lines, shapes = [], "|".join(f"({shape})" for shape in variable)
     for line in output.splitlines():
         if line == "…":
             lines.append("(?:.*\n)*?")
             continue
         text, done = "", 0
-        for match in re.finditer(f"…|{SHAPES.pattern}", line):
-            shape = ".*" if match[0] == "…" else list(VARIABLE.values())[(match.lastindex or 1) - 1]
+        for match in re.finditer(f"…|{shapes}", line):
+            shape = ".*" if match[0] == "…" else list(variable.values())[(match.lastindex or 1) - 1]
             text, done = text + re.escape(line[done : match.start()]) + shape, match.end()
         lines.append(text + re.escape(line[done:]) + "\n")
     return re.compile("".join(lines))
 
 
 class Shell:
-    """One user's shell. `instead` says what stands for what is printed: printed -> real."""
+    """One user's shell. `instead` says what stands for what is printed: printed -> real; `also` what else may vary."""
 
-    def __init__(self, folder: Path, env: Mapping[str, str], instead: Mapping[str, str], timeout: float = 600):
+    def __init__(
+        self,
+        folder: Path,
+        env: Mapping[str, str],
+        instead: Mapping[str, str],
+        timeout: float = 600,
+        also: Mapping[str, str] | None = None,
+    ):
         """Start it in a folder."""
-        self.instead = dict(instead)
+        self.instead, self.variable = dict(instead), VARIABLE | dict(also or {})
         self.bash = PopenSpawn(["bash"], cwd=str(folder), env=dict(env), encoding="utf-8", timeout=timeout)
 
     def close(self) -> None:
@@ -122,7 +128,7 @@ class Shell:
             code, output = self.run(step.command)
             fails = bool(FAILED.search(step.output or ""))
             assert bool(code) == fails, f"{where}\nended with {code}:\n{output}"
-            if step.output is not None and not pattern(step.output).fullmatch(output):
+            if step.output is not None and not pattern(step.output, self.variable).fullmatch(output):
                 lines = difflib.unified_diff(
                     step.output.splitlines(), output.splitlines(), "as printed", "as it is", lineterm="", n=50
                 )

@@ -88,7 +88,8 @@ def owned(folder: Path, name: str, **answers: str) -> Iterator[Owner]:
             "project=team": f"project={one.name}",
             "team_": f"{one.name}_",
         }
-        shell = Shell(one.folder, environment(), instead)
+        # How many rows a run has is the client's affair.
+        shell = Shell(one.folder, environment(), instead, also={r"\b[\d,]+ rows": r"[\d,]+ rows"})
         try:
             yield Owner(one, shell)
         finally:
