@@ -38,6 +38,17 @@ WATCHED: dict[str, tuple[str, ...]] = {
         "template/scripts/artifacts-move.sh.jinja",
         "template/scripts/other-stack.sh.jinja",
     ),
+    "tests/e2e/test_runbooks.py": (
+        "docs/runbooks/*",
+        "tests/e2e/journeys.py",
+        *(f"template/stackops/stackops/{name}.py" for name in ("backup", "backups", "restore", "upgrade", "gc", "cli")),
+        "template/stackops/stackops/saving/*",
+        "template/stackops/stackops/diagnosis/*",
+        *(
+            f"template/scripts/{name}"
+            for name in ("backup*", "restore*", "upgrade.sh*", "gc.sh", "init*", "lost*", "up.sh*")
+        ),
+    ),
     "tests/e2e/test_artifacts_move.py": (
         "template/transfer/*",
         "template/scripts/artifacts-move.sh.jinja",

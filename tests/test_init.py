@@ -175,6 +175,54 @@ def test_a_setting_that_nothing_reads_any_more_is_told(stack: Callable[..., Path
     assert (folder / ".env").read_text() == settings
 
 
+@pytest.mark.parametrize(
+    ("volumes", "gone", "named"),
+    [
+        ((), ("db_password", "crypto_kek_passphrase"), ""),  # a new stack
+        (("mlflow-spool", "postgres-data"), ("admin_password", "passwd", "s3_credentials"), ""),  # new ones will do
+        (("mlflow-spool",), ("db_password", "webhook_encryption_key"), "webhook_encryption_key"),
+        (("mlflow-spool", "postgres-data"), ("db_password", "postgres_password"), "db_password postgres_password"),
+        (("postgres-data",), ("postgres_password",), "postgres_password"),
+    ],
+)  # fmt: skip
+def test_a_lost_secret_is_not_made_anew_silently(
+    stack: Callable[..., Path], volumes: tuple[str, ...], gone: tuple[str, ...], named: str
+) -> None:
+    """Where data need it, a new one would only look like the old one. Nothing is made then; NEW=1 says that it may."""
+    folder = stack(backend="postgres", artifact_store="seaweedfs", auth="mlflow")
+    project = load_yaml((folder / ".copier-answers.yml").read_text())["project_name"]
+    assert init(folder).returncode == 0
+    for name in gone:
+        (folder / "secrets" / name).unlink()
+    (folder / "bin").mkdir()
+    listed = "\n".join(f"{project}_{name}" for name in ("edge", *volumes, "postgres-data-of-another"))
+    (folder / "bin" / "docker").write_text(f'#!/bin/sh\n[ "$1 $2" != "volume ls" ] || echo "{listed}"\n')
+    (folder / "bin" / "docker").chmod(0o755)
+    path = f"{folder}/bin:{os.environ['PATH']}"
+    before = state(folder)
+    done = init(folder, PATH=path)
+    if not named:
+        assert done.returncode == 0 and all((folder / "secrets" / name).exists() for name in gone), done.stderr
+        return
+    assert done.returncode == 1 and done.stderr.startswith(
+        f"init: error: lost from secrets/, and the data need it: {named};"
+    )
+    assert "'make lost-secrets'" in done.stderr and done.stderr.count("\n") == 1
+    assert state(folder) == before
+    done = init(folder, PATH=path, NEW="1")
+    assert done.returncode == 0 and all((folder / "secrets" / name).exists() for name in gone), done.stderr
+    assert init(folder, PATH=path).returncode == 0
+
+
+def test_a_lost_secret_of_a_stack_without_docker(stack: Callable[..., Path]) -> None:
+    folder = stack(backend="sqlite", artifact_store="local")
+    assert init(folder).returncode == 0
+    (folder / "data").mkdir()
+    (folder / "data" / "mlflow.db").touch()
+    (folder / "secrets" / "crypto_kek_passphrase").unlink()
+    assert "the data need it: crypto_kek_passphrase;" in init(folder).stderr
+
+
 def certificate(folder: Path, name: str, *questions: str) -> str:
     """Ask OpenSSL about a certificate of secrets/."""
     command = ["openssl", "x509", "-in", folder / "secrets" / name, "-noout", *questions]

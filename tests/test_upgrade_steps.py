@@ -216,6 +216,22 @@ def test_killed_on_the_way_back(steps: Steps) -> None:
     assert steps.state() == OLD and interrupted > 2
 
 
+@pytest.mark.parametrize("command", ["restore", "migrate", "gc"])
+def test_others_wait_for_it_to_be_finished(steps: Steps, command: str) -> None:
+    """What starts the stack, or what it needs, does not do so in the middle of an upgrade."""
+    (steps.root / "backups/upgrade").mkdir(parents=True)
+    source = steps.root / "mlflow.db"
+    source.touch()
+    for step in ("stopped", "migrating", "going-back"):
+        (steps.root / "backups/upgrade/step").write_text(f"{step}\n")
+        done = steps.run(command, FROM=str(source) if command == "migrate" else "backups")
+        assert done.returncode == 1
+        assert f"{command}: error: an upgrade was interrupted: run 'make upgrade' to finish it" in done.stderr
+        assert not [call for call in steps.calls() if " stop " in call or " run " in call], steps.calls()
+    (steps.root / "backups/upgrade/step").write_text("done\n")
+    assert "an upgrade was interrupted" not in steps.run(command, FROM=str(source)).stderr
+
+
 def test_one_at_a_time(steps: Steps) -> None:
     with subprocess.Popen(["sh", "-c", "sleep 60; :", "scripts/upgrade.sh"], start_new_session=True) as busy:
         try:

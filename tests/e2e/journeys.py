@@ -1,8 +1,9 @@
 """Runs what a page of the documentation prints, in order, as one user in one shell; compares what comes out.
 
 A block marked `console` holds commands after `$ ` (continued after `> `), each followed by what it prints. A block
-marked `sh` holds commands alone. Every command must succeed. A `…` in printed output stands for anything, on a line of
-its own for any number of lines; `VARIABLE` says what else may differ from one time to the next.
+marked `sh` holds commands alone. Every command must succeed, but for one under which make says that it failed. A `…`
+in printed output stands for anything, on a line of its own for any number of lines; `VARIABLE` says what else may
+differ from one time to the next.
 """
 
 import difflib
@@ -17,14 +18,17 @@ from pexpect.popen_spawn import PopenSpawn
 MARK = "what follows a command, and nothing else:"
 # What is printed as it was once seen, and is different each time -> what it must look like.
 VARIABLE = {
-    r"\d[\d,]*(?:\.\d+)? (?:s|rows/s|[kMG]?B(?:/s)?|bytes)\b": r"\d[\d,]*(?:\.\d+)? (?:s|rows/s|[kMG]?B(?:/s)?|bytes)",
+    r"\d[\d,]*(?:\.\d+)? (?:s|rows/s|[kMG]?B(?:/s)?|[KMG]iB|bytes)\b": (
+        r"\d[\d,]*(?:\.\d+)? (?:s|rows/s|[kMG]?B(?:/s)?|[KMG]iB|bytes)"
+    ),
     # How many files a model or a trace has is the client's affair.
     r"\d[\d,]* (?:objects|were there)": r"\d[\d,]* (?:objects|were there)",
     r"\b[0-9a-f]{32}\b": r"[0-9a-f]{32}",  # ids of runs
     r"\b\d{18}\b": r"\d{18}",  # ids of experiments in an mlruns folder
     r"\d{8}-\d{6}": r"\d{8}-\d{6}",  # a time in a file's name
+    r"\d{8}T\d{6}Z": r"\d{8}T\d{6}Z",  # a backup
 }  # fmt: skip
-SHAPES = re.compile("|".join(f"({shape})" for shape in VARIABLE))
+FAILED = re.compile(r"^make: \*\*\* ", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -56,27 +60,34 @@ def steps(page: str) -> list[Step]:
     return found
 
 
-def pattern(output: str) -> re.Pattern[str]:
+def pattern(output: str, variable: Mapping[str, str] = VARIABLE) -> re.Pattern[str]:
     """Return what real output must look like to be what is printed."""
-    lines = []
+    lines, shapes = [], "|".join(f"({shape})" for shape in variable)
     for line in output.splitlines():
         if line == "…":
             lines.append("(?:.*\n)*?")
             continue
         text, done = "", 0
-        for match in re.finditer(f"…|{SHAPES.pattern}", line):
-            shape = ".*" if match[0] == "…" else list(VARIABLE.values())[(match.lastindex or 1) - 1]
+        for match in re.finditer(f"…|{shapes}", line):
+            shape = ".*" if match[0] == "…" else list(variable.values())[(match.lastindex or 1) - 1]
             text, done = text + re.escape(line[done : match.start()]) + shape, match.end()
         lines.append(text + re.escape(line[done:]) + "\n")
     return re.compile("".join(lines))
 
 
 class Shell:
-    """One user's shell. `instead` says what stands for what is printed: printed -> real."""
+    """One user's shell. `instead` says what stands for what is printed: printed -> real; `also` what else may vary."""
 
-    def __init__(self, folder: Path, env: Mapping[str, str], instead: Mapping[str, str], timeout: float = 600):
+    def __init__(
+        self,
+        folder: Path,
+        env: Mapping[str, str],
+        instead: Mapping[str, str],
+        timeout: float = 600,
+        also: Mapping[str, str] | None = None,
+    ):
         """Start it in a folder."""
-        self.instead = dict(instead)
+        self.instead, self.variable = dict(instead), VARIABLE | dict(also or {})
         self.bash = PopenSpawn(["bash"], cwd=str(folder), env=dict(env), encoding="utf-8", timeout=timeout)
 
     def close(self) -> None:
@@ -105,7 +116,7 @@ class Shell:
     def play(self, page: Path, start: str = "", end: str = "") -> None:
         """Run the commands of a page, from one heading on and up to another.
 
-        Raises AssertionError at the first that fails or prints something else.
+        Raises AssertionError at the first that fails, or does not fail as printed, or prints something else.
         """
         lines = page.read_text(encoding="utf-8").splitlines()
         first = lines.index(start) if start else 0
@@ -115,8 +126,9 @@ class Shell:
                 continue
             where = f"{page.name}:{step.line}: {step.command.strip()}"
             code, output = self.run(step.command)
-            assert code == 0, f"{where}\nended with {code}:\n{output}"
-            if step.output is not None and not pattern(step.output).fullmatch(output):
+            fails = bool(FAILED.search(step.output or ""))
+            assert bool(code) == fails, f"{where}\nended with {code}:\n{output}"
+            if step.output is not None and not pattern(step.output, self.variable).fullmatch(output):
                 lines = difflib.unified_diff(
                     step.output.splitlines(), output.splitlines(), "as printed", "as it is", lineterm="", n=50
                 )

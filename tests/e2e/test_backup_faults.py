@@ -39,6 +39,13 @@ with open(sys.argv[1], "w", buffering=1) as acknowledged:
             mlflow.log_text(run.info.run_id, "own.txt")
         acknowledged.write(run.info.run_id + "\\n")
 """
+# A run that somebody has deleted.
+DELETED = """
+import mlflow
+with mlflow.start_run(experiment_id="0") as run:
+    mlflow.log_text("x", "note.txt")
+mlflow.MlflowClient().delete_run(run.info.run_id)
+"""
 WRITTEN = """
 import json, sys, mlflow
 client = mlflow.MlflowClient()
@@ -372,6 +379,8 @@ def test_by_the_clock(tmp_path: Path) -> None:
         said = one.make("up", fails=True)
         assert "BACKUP_SCHEDULE is 'at night'; it must be five fields as cron has them" in said
         one.setting("BACKUP_SCHEDULE", "*/2 * * * *")
+        one.setting("GC_SCHEDULE", "1-59/2 * * * *")
+        one.setting("GC_OLDER_THAN", "0m")
         one.up()
         assert "backup: none was made yet (make backup)" in one.make("status")
         history = History(one)
@@ -388,6 +397,10 @@ def test_by_the_clock(tmp_path: Path) -> None:
             "healthy"
             in run("docker", "inspect", "-f", "{{.State.Health.Status}}", one.container("backup-schedule")).stdout
         )  # noqa: E501
+        # What was deleted goes in the minutes between.
+        one.client(DELETED)
+        until(lambda: "clean-up: removed: 1 runs; 1 files" in one.make("status"), "it was cleaned up", 150)
+        assert "next clean-up: " in one.compose("logs", "backup-schedule")
         # By hand and by the clock are the same.
         assert "; 0 of them new, 0 B" in one.make("backup")
         assert run("scripts/doctor.sh", cwd=one.folder).stdout.count("backup: no") == 0

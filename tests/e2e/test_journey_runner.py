@@ -1,5 +1,6 @@
 """The runner of the journeys itself: it must fail where a page and the world differ. Needs no Docker."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -99,6 +100,21 @@ def test_only_what_is_known_to_vary_may_differ() -> None:
     assert shape.fullmatch("moved 30 rows in 0.1 s, run 00aa6813f9454ad4947a370a346469ff\n")
     assert not shape.fullmatch("moved 31 rows in 3.5 s, run 33aa6813f9454ad4947a370a346469fe\n")
     assert not shape.fullmatch("moved 30 rows in 3.5 s, run none\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "output", "reason"),
+    [
+        ("false", "", "ended with 1"),
+        ("echo 'make: *** [up] Error 1'", "make: *** …\n", "ended with 0"),
+        ("echo 'make: *** [up] Error 1'; false", "make: *** …\n", None),
+        ("echo other; false", "make: *** …\n", "prints something else"),
+    ],
+)
+def test_what_fails_is_printed_as_make_says_it(page: Path, command: str, output: str, reason: str | None) -> None:
+    page.write_text(f"```console\n$ {command}\n{output}```\n")
+    with pytest.raises(AssertionError, match=reason) if reason else contextlib.nullcontext():
+        play(page)
 
 
 def test_a_console_block_starts_with_a_command() -> None:

@@ -1,13 +1,19 @@
 """`make upgrade` from the MLflow of before, with data: it succeeds, or all is as it was, and it says so."""
 
 import contextlib
+import os
 import re
-from collections.abc import Iterator
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from history import History
-from stacks import ROOT, Stack, run, stack
+from stacks import PREFIX, ROOT, Stack, run, stack
+from test_old_clients import WORDS, installed
 
 pytestmark = pytest.mark.docker
 
@@ -37,6 +43,7 @@ def make_older(one: Stack) -> dict[Path, str]:
     return today
 
 
+IMAGES = yaml.safe_load((ROOT / "extensions/data/versions.yml").read_text())
 ANSWERS = {"postgres": {"purpose": "team"}, "sqlite": {"purpose": "solo", "auth": "mlflow"}}
 # What the last step from 3.16 to 3.17 makes, when others are done already.
 NEW_TABLE = "job_locks"
@@ -89,10 +96,29 @@ class Older:
         finally:
             path.unlink()
 
+    def killed(self, *words: str, when: Callable[[], bool], patience: float = 120) -> None:
+        """`make WORDS` and everything that it has started here is killed as soon as `when` says so."""
+        started = subprocess.Popen(
+            ["make", *words], cwd=self.stack.folder, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        until = time.monotonic() + patience
+        while not when():
+            assert started.poll() is None, "it ended before it was killed"
+            assert time.monotonic() < until, self.step()
+            time.sleep(0.02)
+        os.killpg(started.pid, signal.SIGKILL)
+        assert started.wait() == -signal.SIGKILL
+
 
 def holder(one: Stack) -> bool:
     """Whether somebody holds the stack's lock."""
     return (one.folder / ".stack.lock").is_symlink()
+
+
+def runs(one: Stack, name: str) -> bool:
+    """Whether a container whose name begins so is there."""
+    return bool(run("docker", "ps", "--quiet", "--filter", f"name=^{one.name}-{name}").stdout.strip())
 
 
 def error(said: str) -> str:
@@ -117,6 +143,10 @@ def older(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             yield Older(one)
         finally:
             forget_images(one)
+
+
+# What the script does with any database takes minutes; one kind will do.
+ON_SQLITE = pytest.mark.parametrize("older", ["sqlite"], indirect=True)
 
 
 def test_a_look_changes_nothing(older: Older) -> None:
@@ -148,6 +178,16 @@ def test_a_version_that_does_not_start(older: Older) -> None:
     older.as_before()
 
 
+@ON_SQLITE
+def test_a_failed_check(older: Older) -> None:
+    """Going back also works for a stack whose last start was by a release that did not note what it started."""
+    (older.stack.folder / ".running.yaml").unlink()
+    with older.override(check={"environment": {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}}):
+        said = older.stack.make("upgrade", fails=True)
+    assert "does not pass 'make check'" in error(said) and "as before: MLflow 3.16.1" in error(said)
+    older.as_before()
+
+
 def test_upgraded_and_back(older: Older) -> None:
     one, kept = older.stack, older.stack.folder / "backups/upgrade/database"
     said = one.make("upgrade")
@@ -172,3 +212,114 @@ def test_upgraded_and_back(older: Older) -> None:
     older.history.written = first
     older.as_before()
     assert "there is no upgrade to go back from" in error(one.make("upgrade-undo", "REPLACE=1", fails=True))
+
+
+@ON_SQLITE
+def test_killed_at_every_step(older: Older) -> None:
+    one = older.stack
+    older.killed("upgrade", when=lambda: older.step() == "stopped" and runs(one, "upgrade"))
+    refusal = "an upgrade was interrupted: run 'make upgrade' to finish it"
+    assert refusal in error(one.make("up", fails=True))
+    assert "done: the stack runs as before" in one.make("upgrade-undo")
+    older.as_before()
+
+    older.killed("upgrade", when=lambda: older.step() == "migrating" and runs(one, "migrate-run"))
+    assert refusal in error(one.make("up", fails=True))
+    older.killed("upgrade", when=lambda: older.step() == "starting" and runs(one, "mlflow-1"))
+    assert refusal in error(one.make("up", fails=True))
+    assert "the upgrade that was interrupted goes on" in one.make("upgrade")
+    assert older.version() == "3.17.2"
+    older.history.read()
+    one.make("check")
+    assert "done" in one.make("upgrade-undo", "REPLACE=1")
+    older.as_before()
+
+
+@ON_SQLITE
+def test_killed_on_the_way_back(older: Older) -> None:
+    one = older.stack
+    with older.override(check={"environment": {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}}):
+        older.killed("upgrade", when=lambda: older.step() == "going-back")
+        assert "interrupted" in error(one.make("up", fails=True))
+        said = error(one.make("upgrade", fails=True))
+    assert "was interrupted on its way back" in said and "as before: MLflow 3.16.1" in said
+    older.as_before()
+
+
+@ON_SQLITE
+def test_one_at_a_time(older: Older) -> None:
+    both = [
+        subprocess.Popen(
+            ["make", "--no-print-directory", "upgrade-check"], cwd=older.stack.folder,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    said = [one.communicate()[0] for one in both]
+    assert sorted(one.returncode == 0 for one in both) == [False, True], said
+    refused = next(text for text, one in zip(said, both, strict=True) if one.returncode)
+    assert "at work: wait until it has ended" in error(refused)
+    older.as_before()
+
+
+# No release has had an MLflow as old as 3.7: its own server, in the place of the stack's.
+OLD_IMAGE = f"""
+FROM {IMAGES["python_image"]}
+COPY mlflow-3.7-server.txt /
+RUN --mount=type=cache,target=/root/.cache/pip pip install --require-hashes -r /mlflow-3.7-server.txt
+# A new volume gets the mode of this folder; and a server of then makes a folder where it stands.
+RUN install -d -m 1777 /data
+WORKDIR /tmp
+"""
+DATABASE = {"postgres": "postgresql://mlflow@postgres/mlflow", "sqlite": "sqlite:////data/mlflow.db"}
+
+
+def mlflow_3_7(database: str) -> dict[str, dict]:
+    """Return the settings of services with which MLflow 3.7 runs as people ran it, on this database."""
+    server = (
+        "PGPASSWORD=$$(cat /run/secrets/db_password 2>/dev/null) exec mlflow server --host 0.0.0.0 --workers 1 "
+        f"--backend-store-uri {database} --artifacts-destination $$ARTIFACT_URI"
+    )
+    look = "import urllib.request; urllib.request.urlopen('http://127.0.0.1:5000/health')"
+    image = f"{PREFIX}-image:mlflow-3.7"
+    return {
+        "migrate": {"image": image, "entrypoint": ["true"]},
+        "mlflow": {
+            "image": image,
+            "entrypoint": ["sh", "-c", server],
+            "command": [],
+            "healthcheck": {"test": ["CMD", "python", "-c", look]},
+        },
+    }
+
+
+@pytest.mark.parametrize("kind", DATABASE)
+def test_from_mlflow_3_7(tmp_path: Path, kind: str) -> None:
+    """Its data come through all the migrations since, or, when it fails after them, back to that server."""
+    (tmp_path / "Dockerfile").write_text(OLD_IMAGE)
+    lock = ROOT / "tests/clients/mlflow-3.7-server.txt"
+    (tmp_path / lock.name).write_text(lock.read_text())
+    built = run("docker", "build", "--quiet", "--tag", f"{PREFIX}-image:mlflow-3.7", ".", cwd=tmp_path)
+    assert built.returncode == 0, built.stderr
+    old = installed("mlflow-3.7")
+    with stack(tmp_path, f"upgrade-3-7-{kind}", {"purpose": "team" if kind == "postgres" else "solo"}) as one:
+        one.override({"services": mlflow_3_7(DATABASE[kind])})
+        if one.has("object-store"):
+            one.compose("build", "object-store")
+        one.compose("up", "--detach", "--wait", "--no-build")
+        (one.folder / ".running.yaml").write_text(one.compose("config"))  # as 'make up' does
+        one.client(WORDS, "write=old", "read=old", python=old)
+
+        one.override({"services": {"check": {"environment": {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}}}})
+        said = one.make("upgrade", fails=True)
+        assert "as before: MLflow 3.7.0 with the data from before" in error(said)
+        one.client(WORDS, "read=old", python=old)
+
+        (one.folder / "compose.override.yaml").unlink()
+        said = one.make("upgrade")
+        assert re.search(r"schema of runs and models: bf29a5ff90ea, becomes \w{12}", said)
+        assert "MLflow: 3.7.0 runs, 3.17.2 is to come" in said
+        one.client(WORDS, "read=old", "write=new", "read=new")
+        one.client(WORDS, "read=old", "read=new", python=old)
+        one.make("check")
+        forget_images(one)

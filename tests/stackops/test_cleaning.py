@@ -1,7 +1,9 @@
 """`stackops gc`: what goes, what stays, and that an interruption at any moment loses nothing."""
 
+import argparse
 import os
 import shutil
+import socket
 import sqlite3
 import time
 from contextlib import closing
@@ -478,12 +480,37 @@ def test_not_beside_a_backup(world, tmp_path, monkeypatch):
     """A backup lists the rows first and the files after them."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(gc.settings, "adopt", lambda: world.env)
-    options = {"older_than": "30d", "traces_older_than": "", "orphans": False}
+    options = {"older_than": "30d", "traces_older_than": "", "orphans": False, "server": None, "last": False}
     with lock.alone("make backup"):
         with pytest.raises(StackError, match="make backup is at work"):
             gc.run(SimpleNamespace(apply=True, **options))
         gc.run(SimpleNamespace(apply=False, **options))
     gc.run(SimpleNamespace(apply=True, **options))
+
+
+def test_how_the_last_one_ended(world, tmp_path, monkeypatch, capsys):
+    """By hand or by the clock. While the server rests, something else may be changing the database."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(gc.settings, "adopt", lambda: world.env)
+    run = world.run(world.experiment("live"), OLD)
+
+    def ask(*words):
+        parser = argparse.ArgumentParser()
+        gc.arguments(parser)
+        gc.run(parser.parse_args(words))
+        return capsys.readouterr().out
+
+    assert ask("--last") == "" and ask() and ask("--last") == ""  # a look is none
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        server.close()
+        with pytest.raises(StackError, match="the server does not run, so nothing was removed"):
+            ask("--apply", "--server", address)
+    assert ask("--last").startswith("clean-up: FAILED just now: the server does not run")
+    assert owned(world.files(), [run.run_id])
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ask("--apply", "--server", f"127.0.0.1:{server.getsockname()[1]}")
+    assert ask("--last").startswith("clean-up: removed: 1 runs; ") and ask("--last").endswith(", just now\n")
 
 
 def test_unusual_places_name_what_they_mean(world):

@@ -144,6 +144,30 @@ def test_unexpected_errors_are_one_line_too(monkeypatch, capsys):
     assert err.count("\n") == 1 and "RuntimeError: two lines" in err
 
 
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device"), RuntimeError("(sqlite3.OperationalError) database or disk is full")],
+)
+def test_a_full_disk_is_told(monkeypatch, capsys, error):
+    def full(args):
+        raise error
+
+    monkeypatch.setattr(ready, "run", full)
+    assert cli.main(["ready"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("stackops: error: ready needs some room and the disk is full (") and err.count("\n") == 1
+
+
+def test_a_damaged_database_is_told(monkeypatch, capsys):
+    def damaged(args):
+        raise RuntimeError("database disk image is malformed")
+
+    monkeypatch.setattr(ready, "run", damaged)
+    assert cli.main(["ready"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("stackops: error: the database is damaged (") and "make restore REPLACE=1 BACKUP=no" in err
+
+
 def test_one_line():
     assert one_line("a\n  b\t c") == "a b c"
     assert one_line(ValueError()) == "ValueError"

@@ -198,6 +198,13 @@ FAULTS = [
         "no certificate is shown for ml.example.com: no certificate yet",
         "make logs SERVICE=proxy",
     ),
+    (
+        live.artifacts,
+        lambda p: p.live.update({"store is empty": True, "backup": {"objects": 1200}}),
+        SERIOUS,
+        "the store is empty, and 1,200 artifacts were there",
+        "make restore ONLY=artifacts",
+    ),
     (live.backups, lambda p: p.live.update(first=NOW - 9 * 86400), WARN, "no backup was made in 9 days", "make backup"),
     (live.size, lambda p: p.live["database"].update(file=5 << 30), WARN, "5120 MiB", "mlflow gc"),
     (files.env_lines, lambda p: p.sections.update(env="HTTP_PORT=1\n"), SERIOUS, "STACK_UID is missing", "make init"),
@@ -428,7 +435,7 @@ def test_report_exit_code_and_json(plant, monkeypatch, capsys):
         return cli.main(["doctor", "--folder", str(plant.folder), *words]), capsys.readouterr()
 
     code, said = ask()
-    assert code == 0 and said.out.rstrip().endswith(f"0 serious, 0 to look at, {len(doctor.CHECKS) - 3} ok")
+    assert code == 0 and said.out.rstrip().endswith(f"0 serious, 0 to look at, {len(doctor.CHECKS) - 4} ok")
     plant.live["ready"] = "no"
     code, said = ask()
     assert code == 1 and said.out.startswith("serious  readiness: the server is not ready: no\n         -> make up\n")

@@ -159,6 +159,55 @@ def test_old_backups_go_and_what_they_alone_needed(world, capsys):
     world.load("20261127T140000Z")
 
 
+def test_artifacts_alone_come_back(world, capsys):
+    """The rows since the backup stay, and what was logged again since."""
+    made = world.save()["set"]
+    world.row("second")
+    shutil.rmtree(world.data / "artifacts")
+    world.artifact("1/a/artifacts/note.txt", b"since")
+    restore.check(world.env, world.whole(made), True)
+    restore.bring_artifacts(world.env, world.whole(made), False)
+    assert world.artifacts() == ARTIFACTS | {"1/a/artifacts/note.txt": b"since"}
+    said = capsys.readouterr().err
+    assert "3 are there, 2 of them were copied" in said and "1 differ from the backup and were left" in said
+    restore.bring_artifacts(world.env, world.whole(made), True)
+    assert world.artifacts() == ARTIFACTS and world.rows() == ["Default", "first", "second"]
+    alone = world.save(artifacts=False)["set"]
+    with pytest.raises(StackError, match="is of the database alone"):
+        restore.bring_artifacts(world.env, world.whole(alone), False)
+
+
+def test_a_store_that_has_lost_all_makes_no_backup_go(world, capsys):
+    first = world.save()["set"]
+    shutil.rmtree(world.data / "artifacts")
+    (world.data / "artifacts").mkdir()
+    world.save(keep=1)
+    assert "note: the artifact store is empty, and was not when" in capsys.readouterr().out
+    world.load(first)
+    assert world.artifacts() == ARTIFACTS
+    last = world.save(keep=1)["set"]
+    assert [path.name for path in world.backups.glob("2*")] == [last]
+
+
+def test_old_backups_go_without_a_new_one(world, capsys, monkeypatch):
+    """Where there is no room for a new one. Others' backups stay."""
+    monkeypatch.setenv("STACK_NAME", "demo")
+    for number in range(3):
+        world.artifact("2/changes", b"%d" % number)
+        last = world.save()["set"]
+    for word in ("0", "none"):
+        with pytest.raises(StackError, match=f"KEEP is '{word}'; it must be a whole number above 0"):
+            printed(world, capsys, "--keep", word)
+    said = printed(world, capsys, "--keep", "1")
+    assert said[:2] == ["removed 20261127T130000Z: KEEP=1", "removed 20261127T140000Z: KEEP=1"]
+    assert [path.name for path in world.backups.glob("2*")] == [last]
+    assert set(content(world.backups / "artifacts").values()) == {*ARTIFACTS.values(), b"2"}
+    monkeypatch.setenv("STACK_NAME", "other")
+    with pytest.raises(StackError, match="has backups of the stack demo"):
+        printed(world, capsys, "--keep", "1")
+    assert (world.backups / last).is_dir()
+
+
 def pool_of(data: bytes) -> tuple[str, str]:
     import hashlib
 
@@ -217,12 +266,12 @@ def test_a_damaged_one_is_left_alone(world, tmp_path, stack, empty, capsys, how)
     assert set(content(world.backups / "artifacts").values()) == {b"note"}
 
 
-def printed(world: World, capsys) -> list[str]:
+def printed(world: World, capsys, *words: str) -> list[str]:
     """What `make backups` prints."""
     capsys.readouterr()
     parser = argparse.ArgumentParser()
     backups.arguments(parser)
-    backups.run(parser.parse_args(["--place", str(world.backups)]))
+    backups.run(parser.parse_args(["--place", str(world.backups), *words]))
     return capsys.readouterr().out.splitlines()
 
 
@@ -463,8 +512,20 @@ def test_how_the_last_one_ended(world):
     assert backups.last(good, now) == "backup: S in ./backups, 5 hours ago"
     bad = good | {"ok": False, "error": "the disk is full"}
     assert backups.last(bad, now) == "backup: FAILED 5 hours ago: the disk is full"
-    journal.write(good)
+    journal.write(journal.text(good))
     assert journal.read() == good
+
+
+def test_how_one_ended_cannot_be_written_down(world, monkeypatch, capsys):
+    """On a full disk the reason comes through."""
+
+    def full(text):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(journal, "write", full)
+    backup.note(world.place(), NOON, {"ok": False, "error": "the disk is full"})
+    assert "note: 'make status' will not know how this backup ended: " in capsys.readouterr().out
+    assert json.loads((world.backups / journal.NAME).read_text())["error"] == "the disk is full"
 
 
 def test_what_is_marked_as_proved(world, capsys):

@@ -46,6 +46,45 @@ def test_what_was_missed():
     assert Clock(hourly, NIGHT + 5, at_once=True).strikes(NIGHT + 5)
 
 
+def test_one_after_the_other(monkeypatch):
+    """The backup first, each moment once, and nothing is forgotten while something is at work."""
+    monkeypatch.setattr(schedule.journal, "read", lambda name: None)
+    env = {"BACKUP_SCHEDULE": "0 3 * * *", "GC_SCHEDULE": "0 */3 * * *", "GC_OLDER_THAN": "7d"}
+    turns = schedule.Turns(schedule.jobs(env, NIGHT))
+    assert turns.due() == NIGHT + 3 * HOUR and turns.next(NIGHT + 3 * HOUR - 1, False) is None
+    started = []
+    for now, busy in (
+        (3, False),
+        (3.1, True),
+        (3.2, False),
+        (5.9, False),
+        (6.5, True),
+        (6.6, True),
+        (6.7, False),
+        (7, False),
+    ):
+        if job := turns.next(NIGHT + now * HOUR, busy):
+            started.append((now, job.name))
+    assert started == [(3, "backup"), (3.2, "clean-up"), (6.7, "clean-up")]
+
+
+def test_what_is_asked_for(monkeypatch):
+    """Nothing is removed that nobody asked for; a wrong setting is told at once; what was missed is made up for."""
+    read = {}
+    monkeypatch.setattr(schedule.journal, "read", lambda name: read.get(name))
+    assert [job.name for job in schedule.jobs({}, NIGHT)] == ["backup"]
+    _, cleaning = schedule.jobs({"GC_SCHEDULE": "0 5 * * 0", "GC_TRACES_OLDER_THAN": "90d"}, NIGHT)
+    assert cleaning.words[2:] == ["stackops", "gc", "--apply", "--server", "mlflow:5000", "--traces-older-than", "90d"]
+    assert cleaning.clock.due > NIGHT
+    read["last-clean-up.json"] = {"began": datetime.fromtimestamp(NIGHT - 8 * 24 * HOUR, UTC).isoformat()}
+    _, cleaning = schedule.jobs({"GC_SCHEDULE": "0 5 * * 0"}, NIGHT)
+    assert cleaning.clock.due == NIGHT
+    with pytest.raises(StackError, match="GC_SCHEDULE is 'weekly'; it must be five fields"):
+        schedule.jobs({"GC_SCHEDULE": "weekly"}, NIGHT)
+    with pytest.raises(StackError, match="GC_OLDER_THAN is 'soon'"):
+        schedule.jobs({"GC_SCHEDULE": "0 5 * * 0", "GC_OLDER_THAN": "soon"}, NIGHT)
+
+
 def test_where_to():
     words = schedule.command({"BACKUP_TO": "s3://b/p"})
     assert words[-4:] == ["--place", "s3://b/p", "--called", "s3://b/p"]

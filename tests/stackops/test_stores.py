@@ -13,6 +13,24 @@ def test_local_probe_leaves_nothing(tmp_path):
     assert list((tmp_path / "artifacts").iterdir()) == []
 
 
+def test_local_probe_on_a_full_disk(tmp_path, monkeypatch):
+    """It leaves nothing; and what an earlier one has left is not in the way for ever."""
+    env, left = {"ARTIFACT_URI": str(tmp_path / "artifacts")}, tmp_path / "artifacts" / ".stackops-probe"
+
+    def full(self, data):
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tmp_path), "write_bytes", full)
+        with pytest.raises(StackError, match="No space left on device"):
+            local.probe(env, ".stackops-probe/abc")
+    assert list(left.iterdir()) == []
+    (left / "old").touch()
+    local.probe(env, ".stackops-probe/abc")
+    assert [path.name for path in left.iterdir()] == ["old"]
+
+
 def test_local_probe_names_the_folder(tmp_path):
     (tmp_path / "artifacts").write_text("a file")
     with pytest.raises(StackError, match="artifacts cannot be used"):

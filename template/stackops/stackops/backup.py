@@ -142,7 +142,11 @@ def run(args: argparse.Namespace) -> None:
 
 def note(place: Place | None, began: datetime, record: dict) -> None:
     """Write last.json, for the stack and beside the backups. A backup holds without it too."""
-    text = journal.write({"began": began.isoformat(), "ended": now().isoformat(), **record})
+    text = journal.text({"began": began.isoformat(), "ended": now().isoformat(), **record})
+    try:
+        journal.write(text)
+    except OSError as error:
+        say(f"note: 'make status' will not know how this backup ended: {one_line(error, 120)}")
     if place:
         try:
             place.write(journal.NAME, text.encode())
@@ -164,8 +168,8 @@ def undone(place: Place, name: str, added: list[str]) -> Iterator[None]:
             say(f"note: {place.called}/{name} is not whole and cannot be removed: {one_line(second, 120)}")
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise StackError(
-                f"the disk of {place.called} is full: make room there (BACKUP_KEEP lowers the number of "
-                "backups), then try again; the earlier backups are as they were"
+                f"the disk of {place.called} is full: make room there ('make backups KEEP=2' removes "
+                "all but the newest two), then try again; the earlier backups are as they were"
             ) from None
         raise
 
@@ -190,8 +194,12 @@ def make(env: Mapping[str, str], place: Place, options: Options, began: datetime
         place.finish(made)
     place.end()
     say(f"made {name} in {place.called}: {made.rows:,} rows, {in_words(made.bytes)}")
+    number = options.keep
+    if emptied(made, earlier):
+        number = None
+        say("note: the artifact store is empty, and was not when earlier backups were made: they all stay")
     earlier[name] = made
-    prune(place, earlier, options.keep, sorted(damaged))
+    prune(place, earlier, number, sorted(damaged))
     if options.recipient:
         say(
             f"only the private key of {options.recipient} opens it; and a restored stack needs {KEYS} "
@@ -209,6 +217,15 @@ def make(env: Mapping[str, str], place: Place, options: Options, began: datetime
         "objects": (made.artifacts or {}).get("objects", 0),
         "copied": len(added),
     }
+
+
+def emptied(made: Manifest, earlier: Mapping[str, Manifest]) -> bool:
+    """Return whether a store of which earlier backups have something has nothing any more."""
+    return (
+        made.artifacts is not None
+        and not made.artifacts["objects"]
+        and any(one.artifacts and one.artifacts["objects"] for one in earlier.values())
+    )
 
 
 def sets(place: Place, names: list[str], project: str) -> tuple[dict[str, Manifest], dict[str, str]]:
@@ -328,7 +345,13 @@ def remembered(
     return known, trusted
 
 
-def prune(place: Place, found: dict[str, Manifest], number: int | None, damaged: list[str]) -> None:
+def prune(
+    place: Place,
+    found: dict[str, Manifest],
+    number: int | None,
+    damaged: list[str],
+    why: str = "BACKUP_KEEP",
+) -> None:
     """Remove the oldest backups above that number, and from the pool what no backup needs.
 
     What a damaged one needs is not known, so the pool stays as it is while there is one.
@@ -337,7 +360,7 @@ def prune(place: Place, found: dict[str, Manifest], number: int | None, damaged:
         for name in manifest.surplus(list(found), number):
             place.remove(name)
             del found[name]
-            say(f"removed {name}: BACKUP_KEEP={number}")
+            say(f"removed {name}: {why}={number}")
     if damaged:
         say(f"note: no artifact is removed from the pool while a damaged backup is there ({damaged[0]})")
         return

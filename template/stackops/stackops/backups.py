@@ -1,12 +1,19 @@
-"""Lists the backups that there are, the newest first; with --last, says how the last run ended."""
+"""Lists the backups that there are, the newest first; with --last, says how the last run ended.
+
+With --keep, removes the oldest ones before: on a full disk no new backup makes them go.
+"""
 
 import argparse
 import json
+import os
 from datetime import UTC, datetime
 
-from stackops import backup
-from stackops.saving import journal, manifest
+from stackops import backup, settings
+from stackops.errors import StackError
+from stackops.saving import journal, lock, manifest
 from stackops.saving.manifest import Damaged, Manifest
+from stackops.saving.place import Place
+from stackops.words import ago
 
 HELP = "list the backups"
 
@@ -15,16 +22,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
     backup.place_arguments(parser)
     parser.add_argument("--last", action="store_true", help="only say how the last backup ended")
+    parser.add_argument(
+        "--keep", metavar="NUMBER", help="first remove all but the newest, and what only they needed"
+    )
     parser.add_argument("--json", action="store_true", help="print it as JSON")
-
-
-def ago(seconds: float) -> str:
-    """Return how long ago something was, for people."""
-    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
-        if seconds >= length:
-            number = int(seconds // length)
-            return f"{number} {unit}{'' if number == 1 else 's'} ago"
-    return "just now"
 
 
 def age(stamp: str, now: datetime) -> str:
@@ -55,6 +56,16 @@ def row(one: Manifest, verified: dict | None, now: datetime) -> tuple[str, ...]:
     )
 
 
+def thin(place: Place, number: str) -> None:
+    """Remove all but the newest backups. Raises StackError if that is no number, or they are others'."""
+    if not number.isdecimal() or int(number) < 1:
+        raise StackError(f"KEEP is {number!r}; it must be a whole number above 0")
+    env = settings.present(os.environ)
+    with lock.alone("make backups"):
+        found, damaged = backup.sets(place, place.names(), settings.need(env, "STACK_NAME"))
+        backup.prune(place, found, int(number), sorted(damaged), "KEEP")
+
+
 def run(args: argparse.Namespace) -> None:
     """Print it. Raises StackError if the place cannot be read."""
     now = datetime.now(UTC)
@@ -62,6 +73,8 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(journal.read()) if args.json else last(journal.read(), now), flush=True)
         return
     place = backup.opened(args)
+    if args.keep is not None:
+        thin(place, args.keep)
     rows, listed = [("backup", "age", "rows", "artifacts", "size", "MLflow", "encrypted", "verified")], []
     for name in sorted(place.names(), reverse=True):
         try:

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from stackops.errors import StackError, one_line
+from stackops.errors import StackError, database_is_damaged, disk_is_full, one_line
 
 
 def module_names() -> list[str]:
@@ -69,11 +69,18 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("STACKOPS_DEBUG"):
             raise
-        print(
-            f"stackops: error: {args.command} failed unexpectedly "
-            f"({type(error).__name__}: {one_line(error)}); STACKOPS_DEBUG=1 shows where",
-            file=sys.stderr,
-        )
+        said = f"{type(error).__name__}: {one_line(error)}"
+        if disk_is_full(error):
+            said = (
+                f"{args.command} needs some room and the disk is full ({said}); make some, then run it again"
+            )
+        elif database_is_damaged(error):
+            said = (
+                f"the database is damaged ({said}); 'make restore REPLACE=1 BACKUP=no' loads the last backup"
+            )
+        else:
+            said = f"{args.command} failed unexpectedly ({said}); STACKOPS_DEBUG=1 shows where"
+        print(f"stackops: error: {said}", file=sys.stderr)
         return 1
     return 0
 

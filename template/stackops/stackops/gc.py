@@ -9,21 +9,23 @@ again.
 import argparse
 import logging
 import re
+import socket
 import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from stackops import settings
 from stackops.cleaning import places, rows
 from stackops.cleaning.removal import EXPERIMENT, MODEL, RUN, TRACE, Done, Pending, Remover, verdicts
-from stackops.errors import StackError
-from stackops.saving import lock
-from stackops.words import human
+from stackops.errors import StackError, one_line
+from stackops.saving import journal, lock
+from stackops.words import ago, human
 
 HELP = "remove for good what was deleted, with its files (a dry run unless --apply)"
 UNITS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -51,6 +53,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--orphans", action="store_true", help="remove files of unknown runs")
     parser.add_argument("--apply", action="store_true", help="do it; without, only show what would go")
+    parser.add_argument("--server", metavar="HOST:PORT", help="only while the server answers there")
+    parser.add_argument("--last", action="store_true", help="only say how the last one ended")
 
 
 @dataclass(frozen=True)
@@ -81,15 +85,63 @@ def order(args: argparse.Namespace, now: float) -> Order:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Look, tell, and with --apply remove. Raises StackError."""
+    """Look, tell, and with --apply remove and write down how that ended. Raises StackError."""
+    if args.last:
+        if found := journal.read(journal.CLEANUP):
+            print(last(found, time.time()), flush=True)
+        return
     wanted = order(args, time.time())
     env = settings.adopt()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     pending = Pending(Path(tempfile.gettempdir(), PENDING))
     # A look disturbs nobody, but a backup that is being made must find what the database names.
-    with lock.alone("make gc") if args.apply else nullcontext():
-        clean(env, wanted, args.apply, pending, lambda text: print(text, flush=True))
+    with (
+        lock.alone("make gc") if args.apply else nullcontext(),
+        noted() if args.apply else nullcontext({}) as record,
+    ):
+        if args.server:
+            answers(args.server)
+        done = clean(env, wanted, args.apply, pending, lambda text: print(text, flush=True))
+        record["done"] = summary(done).splitlines()[0]
+
+
+def answers(server: str) -> None:
+    """Raise StackError if the server rests: something else may be changing the database then."""
+    host, _, port = server.partition(":")
+    try:
+        socket.create_connection((host, int(port)), 10).close()
+    except OSError:
+        raise StackError(
+            "the server does not run, so nothing was removed; the next one tries again"
+        ) from None
+
+
+@contextmanager
+def noted() -> Iterator[dict]:
+    """Write down how it ended, also where it fails; what is put into the dictionary goes with it."""
+    record: dict = {"began": datetime.now(UTC).isoformat(), "ok": False, "error": "interrupted"}
+    try:
+        yield record
+        record |= {"ok": True, "error": ""}
+    except StackError as error:
+        record["error"] = one_line(error)
+        raise
+    except Exception as error:
+        record["error"] = f"{type(error).__name__}: {one_line(error)}"
+        raise
+    finally:
+        record["ended"] = datetime.now(UTC).isoformat()
+        with suppress(OSError):  # on a full disk what went wrong is said all the same
+            journal.write(journal.text(record), journal.CLEANUP)
+
+
+def last(found: Mapping, now: float) -> str:
+    """Return how the last one ended, in one line."""
+    when = ago(now - datetime.fromisoformat(found["ended"]).timestamp())
+    if not found["ok"]:
+        return f"clean-up: FAILED {when}: {found['error']}"
+    return f"clean-up: {found['done']}, {when}"
 
 
 def clean(

@@ -34,6 +34,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check", action="store_true", help="only check; print the backup's name to standard output"
     )
+    parser.add_argument(
+        "--only", choices=["artifacts"], help="copy what the store does not have, and leave the database"
+    )
     parser.add_argument("--replace", action="store_true", help="replace what the stack holds")
     parser.add_argument(
         "--mark", default="", metavar="HOW", help="write down that the backup was proved to be good"
@@ -93,8 +96,10 @@ def run(args: argparse.Namespace) -> None:
     with lock.alone("make restore"):
         try:
             if args.check:
-                check(env, whole, args.replace)
+                check(env, whole, args.replace or bool(args.only))
                 print(name, flush=True)
+            elif args.only:
+                bring_artifacts(env, whole, args.replace)
             else:
                 load(env, whole, args.fix)
         finally:
@@ -171,12 +176,8 @@ def load(env: Mapping[str, str], whole: Backup, fix: str) -> None:
     """Copy the artifacts, then replace the database. Raises StackError."""
     found = whole.found
     fits(env, found)
-    entries = whole.entries()
     if found.artifacts is not None:
-        store = artifacts.own_store(env)
-        same = store.where == found.store.get("where")
-        count, size = artifacts.bring_back(store, whole.place, entries, whole.opener, found.age, same, say)
-        say(f"artifacts: {len(entries):,} are there, {count:,} of them were copied, {backup.in_words(size)}")
+        bring_artifacts(env, whole, True)
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as name:
         folder = Path(name)
         plain = whole.unpacked(folder)
@@ -191,6 +192,22 @@ def load(env: Mapping[str, str], whole: Backup, fix: str) -> None:
             across.load(env, folder, plain, fix, say)
     say(f"database: {found.rows:,} rows in {len(found.tables)} tables; counts and checksums are right")
     follow(env, found)
+
+
+def bring_artifacts(env: Mapping[str, str], whole: Backup, replacing: bool) -> None:
+    """Copy the artifacts that the store does not have, and with `replacing` those that differ."""
+    found, entries = whole.found, whole.entries()
+    if found.artifacts is None:
+        raise StackError(f"the backup {found.name} is of the database alone: take another one with AT=")
+    store = artifacts.own_store(env)
+    same = store.where == found.store.get("where")
+    back = artifacts.bring_back(store, whole.place, entries, whole.opener, found.age, same, replacing, say)
+    say(
+        f"artifacts: {len(entries):,} are there, {back.count:,} of them were copied, "
+        f"{backup.in_words(back.bytes)}"
+    )
+    if back.left:
+        say(f"{back.left:,} differ from the backup and were left as they are: REPLACE=1 replaces them")
 
 
 def follow(env: Mapping[str, str], found: Manifest) -> None:

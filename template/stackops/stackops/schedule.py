@@ -1,7 +1,8 @@
 """Makes backups by the clock: whenever BACKUP_SCHEDULE, five fields of cron in UTC, says so.
 
-Each one runs in a process of its own. How it ended is in the journal of backups, for `make status`; what it
-said is in this service's log. If the machine was off at a time that was due, it is made up for at the start.
+With GC_SCHEDULE it also removes for good what users have deleted, while the server runs. Each one runs in a
+process of its own, one after the other. How it ended is in its journal, for `make status`; what it said is in
+this service's log. If the machine was off at a time that was due, it is made up for at the start.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,13 +20,11 @@ from stackops import settings
 from stackops.errors import StackError
 from stackops.saving import journal
 
-HELP = "make backups by the clock (the service backup-schedule)"
-SCHEDULE, FOLDER = "30 3 * * *", "/backups"
+HELP = "make backups, and clean up, by the clock (the service backup-schedule)"
+SCHEDULE, FOLDER, SERVER = "30 3 * * *", "/backups", "mlflow:5000"
 BEAT = Path("/tmp/stackops-schedule")
-LOOK, LATE = (
-    10,
-    90,
-)  # seconds between two looks at the clock, and until nobody believes in this process any more
+LOOK = 10  # seconds between two looks at the clock
+LATE = 90  # seconds without one until nobody believes in this process any more
 PATIENCE = 15  # seconds for a backup to clear away what it has done, when the stack is stopped
 
 
@@ -38,12 +38,12 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def parsed(expression: str) -> Callable[[float], float]:
+def parsed(expression: str, name: str = "BACKUP_SCHEDULE") -> Callable[[float], float]:
     """Return what gives the next moment after a time, both in seconds since 1970. Raises StackError."""
     from croniter import CroniterError, croniter
 
     wrong = (
-        f"BACKUP_SCHEDULE is {expression!r}; it must be five fields as cron has them, such as {SCHEDULE!r}: "
+        f"{name} is {expression!r}; it must be five fields as cron has them, such as {SCHEDULE!r}: "
         "minute, hour, day of the month, month, day of the week"
     )
     if len(expression.split()) != 5:
@@ -71,13 +71,25 @@ def command(env: Mapping[str, str]) -> list[str]:
     return [sys.executable, "-m", "stackops", "backup", "--place", there or FOLDER, "--called", called]
 
 
+def clean_up(env: Mapping[str, str]) -> list[str]:
+    """Return the command that cleans up. Raises StackError for a time that is none."""
+    from stackops.gc import seconds
+
+    words = [sys.executable, "-m", "stackops", "gc", "--apply", "--server", SERVER]
+    for name, option in (("GC_OLDER_THAN", "--older-than"), ("GC_TRACES_OLDER_THAN", "--traces-older-than")):
+        if value := env.get(name):
+            seconds(value, name)
+            words += [option, value]
+    return words
+
+
 def missed(following: Callable[[float], float], last: Mapping | None, now: float) -> bool:
-    """Return whether a moment has passed since the last backup. Where there was none yet, none was missed."""
+    """Return whether a moment has passed since the last one. Where there was none yet, none was missed."""
     return last is not None and following(datetime.fromisoformat(last["began"]).timestamp()) <= now
 
 
 class Clock:
-    """When the next backup is due."""
+    """When the next one is due."""
 
     def __init__(self, following: Callable[[float], float], now: float, at_once: bool = False):
         self.following, self.due = following, now if at_once else following(now)
@@ -91,33 +103,73 @@ class Clock:
         return False
 
 
+@dataclass
+class Job:
+    """What is done by the clock."""
+
+    name: str
+    clock: Clock
+    words: list[str]
+
+
+def jobs(env: Mapping[str, str], now: float) -> list[Job]:
+    """Return what the settings ask for. Raises StackError if one of them is wrong."""
+    asked = [("backup", "BACKUP_SCHEDULE", env.get("BACKUP_SCHEDULE") or SCHEDULE, command, journal.NAME)]
+    if cleaning := env.get("GC_SCHEDULE"):
+        asked.append(("clean-up", "GC_SCHEDULE", cleaning, clean_up, journal.CLEANUP))
+    found = []
+    for name, setting, expression, words, last in asked:
+        following = parsed(expression, setting)
+        clock = Clock(following, now, missed(following, journal.read(last), now))
+        found.append(Job(name, clock, words(env)))
+    return found
+
+
+class Turns:
+    """Which job runs now: one at a time, in the order in which they were due, the backup first."""
+
+    def __init__(self, found: list[Job]):
+        self.jobs, self.waiting = found, []
+
+    def next(self, now: float, busy: bool) -> Job | None:
+        """Return the one to start, if there is one and nothing else is at work."""
+        for job in self.jobs:
+            if job.clock.strikes(now) and job not in self.waiting:
+                self.waiting.append(job)
+        return self.waiting.pop(0) if self.waiting and not busy else None
+
+    def due(self) -> float:
+        """Return when something is due."""
+        return min(job.clock.due for job in self.jobs)
+
+
 def run(args: argparse.Namespace) -> None:
     """Wait and work until SIGTERM. Raises StackError if settings are wrong or the health check fails."""
     if args.check:
         if not BEAT.exists() or time.time() - BEAT.stat().st_mtime > LATE:
             raise StackError("the schedule of backups is not at work")
         return
-    env = settings.present(os.environ)
-    following, words = parsed(env.get("BACKUP_SCHEDULE") or SCHEDULE), command(env)
-    clock = Clock(following, time.time(), missed(following, journal.read(), time.time()))
+    found = jobs(settings.present(os.environ), time.time())
+    turns = Turns(found)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     working: subprocess.Popen | None = None
     try:
-        tell(clock)
+        tell(found)
         while True:
             BEAT.touch()
             if working and working.poll() is not None:
                 working = None
-                tell(clock)
-            if not working and clock.strikes(time.time()):
-                working = subprocess.Popen(words)
-            time.sleep(1 if working else max(0.5, min(LOOK, clock.due - time.time())))
+                tell(found)
+            if job := turns.next(time.time(), working is not None):
+                working = subprocess.Popen(job.words)
+            time.sleep(1 if working else max(0.5, min(LOOK, turns.due() - time.time())))
     finally:
         if working and working.poll() is None:
             working.send_signal(signal.SIGINT)  # it leaves nothing half-done
             working.wait(PATIENCE)
 
 
-def tell(clock: Clock) -> None:
-    """Say when the next backup is due."""
-    say(f"next backup: {datetime.fromtimestamp(clock.due, UTC):%Y-%m-%d %H:%M} UTC")
+def tell(found: list[Job]) -> None:
+    """Say when the next ones are due."""
+    for job in found:
+        say(f"next {job.name}: {datetime.fromtimestamp(job.clock.due, UTC):%Y-%m-%d %H:%M} UTC")

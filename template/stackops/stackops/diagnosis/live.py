@@ -50,6 +50,8 @@ def collect(env: Mapping[str, str], served: str = "") -> dict[str, Any]:
         said = json.loads(ready.ask("database", ready.request(url, password), ready.TRY))
         found["first"] = said["experiment"]["creation_time"] / 1000
     with suppress(Exception):
+        found["store is empty"] = next(iter(settings.store(env).items(env)), None) is None
+    with suppress(Exception):
         if ask := getattr(settings.store(env), "clock", None):
             found["clocks"]["the artifact store"] = ask(env) - time.time()
     return found
@@ -221,4 +223,15 @@ def backups(facts: Facts) -> list[Finding] | None:
     return [Finding(WARN, "backup", text, "make backup")] if text else []
 
 
-CHECKS = (readiness, disks, clocks, connections, size, served_certificate, backups)
+def artifacts(facts: Facts) -> list[Finding] | None:
+    """The artifact store has something, if it had when the last backup was made."""
+    if not facts.live or "store is empty" not in facts.live:
+        return None
+    number = (facts.live.get("backup") or {}).get("objects", 0)
+    if not facts.live["store is empty"] or not number:
+        return []
+    text = f"the store is empty, and {number:,} artifacts were there when the last backup was made"
+    return [Finding(SERIOUS, "artifacts", text, "make restore ONLY=artifacts")]
+
+
+CHECKS = (readiness, artifacts, disks, clocks, connections, size, served_certificate, backups)

@@ -25,6 +25,15 @@ class Saved:
     added_bytes: int = 0
 
 
+@dataclass
+class Back:
+    """What was brought back, and how many artifacts were left that are there and differ."""
+
+    count: int = 0
+    bytes: int = 0
+    left: int = 0
+
+
 def own_store(env: Mapping[str, str]):
     """Return the stack's own store."""
     from artifacts_move import stores
@@ -192,19 +201,21 @@ def bring_back(
     opener: Opener,
     age: str,
     same: bool,
+    replacing: bool,
     say: Callable[[str], None],
-) -> tuple[int, int]:
-    """Copy into the stack's own store what it does not have; return how many objects and bytes that were.
+) -> Back:
+    """Copy into the stack's own store what it does not have; return how much that was.
 
     `same` says that it is the store that the backup was made of: an object whose version is the same is not
-    read. What is there and different is replaced; what is there besides stays. Raises StackError.
+    read. What is there and different is replaced if `replacing`; what is there besides stays. Raises
+    StackError.
     """
     from artifacts_move import copying, stores
 
     there = copying.look(store)
     pool = Pool(place, {entry.name: entry for entry in entries}, opener, age)
 
-    def work(entry: Entry) -> bool:
+    def work(entry: Entry) -> bool | None:
         held = there.get(entry.name)
         if held and same and (held.version, held.size) == (entry.version, entry.size):
             return False
@@ -214,10 +225,12 @@ def bring_back(
                 digest.update(piece)
             if digest.hexdigest() == entry.sha256:
                 return False
+        if held and not replacing:
+            return None
         copying.copy(pool, store, stores.Item(entry.name, entry.size, ""))
         return True
 
-    count = size = 0
+    back = Back()
     for entry, future in copying.bounded(work, entries, JOBS):
         try:
             copied = future.result()
@@ -227,9 +240,11 @@ def bring_back(
             raise StackError(
                 f"the artifact {entry.name} cannot be brought back: {one_line(error)}"
             ) from error
-        if copied:
-            count, size = count + 1, size + entry.size
-            if count % 1000 == 0:
-                say(f"artifacts: {count:,} of {len(entries):,}")
+        if copied is None:
+            back.left += 1
+        elif copied:
+            back.count, back.bytes = back.count + 1, back.bytes + entry.size
+            if back.count % 1000 == 0:
+                say(f"artifacts: {back.count:,} of {len(entries):,}")
     store.tidy()
-    return count, size
+    return back

@@ -1,4 +1,4 @@
-"""How the last backup ended, for `make status`, `make doctor` and the metrics."""
+"""How the last backup and the last clean-up ended, for `make status`, `make doctor` and the metrics."""
 
 import json
 import os
@@ -6,27 +6,34 @@ from collections.abc import Mapping
 from pathlib import Path
 
 NAME = "last.json"
+CLEANUP = "last-clean-up.json"
 
 
-def path() -> Path:
+def path(name: str = NAME) -> Path:
     """Return the file, in the volume that all containers of the stack share."""
-    return Path(os.environ.get("TMPDIR") or "/var/tmp", "backup", NAME)
+    return Path(os.environ.get("TMPDIR") or "/var/tmp", "backup", name)
 
 
-def write(content: Mapping) -> str:
-    """Write it, and return its text. Keys: began, ended, ok, set, to, bytes, objects, copied, rows, error."""
-    text = json.dumps(content, indent=1) + "\n"
-    file = path()
+def text(content: Mapping) -> str:
+    """Return it as text.
+
+    Keys: began, ended, ok, error; of a backup also set, to, bytes, objects, copied, rows; of a clean-up done.
+    """
+    return json.dumps(content, indent=1) + "\n"
+
+
+def write(text: str, name: str = NAME) -> None:
+    """Write it, wholly or not at all."""
+    file = path(name)
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{NAME}")
+    part = file.with_name(f".{name}")
     part.write_text(text, encoding="utf-8")
     part.replace(file)
-    return text
 
 
-def read() -> dict | None:
-    """Return it, or None if there was no backup yet."""
+def read(name: str = NAME) -> dict | None:
+    """Return it, or None if there was none yet."""
     try:
-        return json.loads(path().read_text(encoding="utf-8"))
+        return json.loads(path(name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None

@@ -7,7 +7,7 @@ its holder dies, however it dies.
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stackops.errors import StackError
@@ -19,16 +19,15 @@ NAME = ".stackops.lock"
 def alone(what: str) -> Iterator[None]:
     """Hold the lock for `what`. Raises StackError that names who holds it."""
     path = Path(os.environ.get("TMPDIR") or "/var/tmp", NAME)
-    with open(path, "a+", encoding="utf-8") as file:
+    with open(path, "ab+", buffering=0) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise StackError(
-                f"{file.read().strip() or 'something else'} is at work: wait until it has ended"
-            ) from None
+            holder = file.read().decode(errors="replace").strip()
+            raise StackError(f"{holder or 'something else'} is at work: wait until it has ended") from None
         file.truncate(0)
-        file.write(f"{what}\n")
-        file.flush()
+        with suppress(OSError):  # who makes room on a full disk needs the lock too, if not the name in it
+            file.write(f"{what}\n".encode())
         yield
         file.truncate(0)

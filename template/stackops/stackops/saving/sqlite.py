@@ -25,7 +25,8 @@ def look(path: Path) -> Snapshot:
             (said,) = connection.execute("PRAGMA quick_check(1)").fetchone()
             if said != "ok":
                 raise StackError(
-                    f"the database {path.name} is damaged ({one_line(said, 120)}); restore an older backup"
+                    f"the database {path.name} is damaged ({one_line(said, 120)}); 'make restore REPLACE=1 "
+                    "BACKUP=no' loads the last backup"
                 )
             found = connection.execute(
                 "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"

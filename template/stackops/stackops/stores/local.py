@@ -25,10 +25,13 @@ def probe(env: Mapping[str, str], name: str) -> None:
     file = folder / name
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(name.encode())
-        intact = file.read_bytes() == name.encode()
-        file.unlink()
-        file.parent.rmdir()
+        try:
+            file.write_bytes(name.encode())
+            intact = file.read_bytes() == name.encode()
+        finally:
+            file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # another probe is there, or what one has left that was killed
+            file.parent.rmdir()
     except OSError as error:
         raise StackError(
             f"the artifact folder {folder} cannot be used: {error.strerror}; check that it belongs to the "
