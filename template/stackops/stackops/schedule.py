@@ -111,6 +111,7 @@ def run(args: argparse.Namespace) -> None:
                 tell(clock)
             if not working and clock.strikes(time.time()):
                 working = subprocess.Popen(words)
+                journal.plan(clock.due)
             time.sleep(1 if working else max(0.5, min(LOOK, clock.due - time.time())))
     finally:
         if working and working.poll() is None:
@@ -120,4 +121,5 @@ def run(args: argparse.Namespace) -> None:
 
 def tell(clock: Clock) -> None:
     """Say when the next backup is due."""
+    journal.plan(clock.due)
     say(f"next backup: {datetime.fromtimestamp(clock.due, UTC):%Y-%m-%d %H:%M} UTC")
