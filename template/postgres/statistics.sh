@@ -3,7 +3,7 @@
 # backup of MLflow's own meets it, and lets the server's role read the counts. The password goes into no command line.
 set -eu
 umask 077
-printf '*:*:*:*:%s\n' "$(cat /run/secrets/postgres_password)" >/tmp/pgpass
+printf '*:*:*:*:%s\n' "$(sed 's/[\\:]/\\&/g' /run/secrets/postgres_password)" >/tmp/pgpass
 export PGPASSFILE=/tmp/pgpass PGCONNECT_TIMEOUT=10
 psql -v ON_ERROR_STOP=1 -qX --host postgres --username postgres --dbname postgres <<'SQL'
 SET client_min_messages = warning;

@@ -50,7 +50,7 @@ class Routes:
             return OTHER
 
     def name(self, scope: dict[str, Any]) -> str:
-        """Return the route of a request that was answered. The browser's door and that of programs are one."""
+        """Return the route of a request that was answered. A browser's door and that of programs are one."""
         found = getattr(scope.get("route"), "path", None) or self.by_path(scope["method"], scope["path"])
         return found.replace("/ajax-api/", "/api/", 1)
 

@@ -16,7 +16,7 @@ SILENT = 20
 
 
 def files(spool: Path, now: float) -> dict[str, Path]:
-    """Return the file of each worker that is alive, by its number: the newest, when a server follows another."""
+    """Return the file of each worker that is alive, by number: the newest, when a server follows another."""
     found: dict[str, tuple[float, Path]] = {}
     for path in spool.glob(f"{SPOOL}*/{FOLDER}/*.prom"):
         try:
