@@ -8,6 +8,7 @@ import pytest
 from combinations import ROOT, Answers, choices, every_product, questions, settings
 from rendering import Tree, read_tree, render
 
+OPTIONAL = ("backups", "monitoring")
 ROWS = settings()["_exclude"]
 ROW = re.compile(r"\{% if (not )?(\w+)(?: \| default\((?:true|\w+)\))? %\}(/[^{}]+)\{% endif %\}")
 
@@ -90,15 +91,15 @@ def test_every_choice_changes_the_stack(trees: list[Tree]) -> None:
                 (by_answers.get(_key(answers | {question: one})), by_answers.get(_key(answers | {question: other})))
                 for answers in every_product()
             ]
-            # Of two that differ in the backups as well, it would be those that make the difference.
-            both = [(a, b) for a, b in pairs if a and b and a.answers["backups"] == b.answers["backups"]]
+            # Of two that differ in an optional part as well, it would be that part that makes the difference.
+            both = [(a, b) for a, b in pairs if a and b and all(a.answers[n] == b.answers[n] for n in OPTIONAL)]
             assert both, (question, one, other)
             assert all(_without_answers(a) != _without_answers(b) for a, b in both), (question, one, other)
 
 
 def _key(answers: Answers) -> tuple[tuple[str, str], ...]:
-    """The domain and the backups follow from the name of a combination, so they are no part of the key."""
-    return tuple(sorted((name, value) for name, value in answers.items() if name not in ("domain", "backups")))
+    """The domain and the optional parts follow from the name of a combination, so they are no part of the key."""
+    return tuple(sorted((name, value) for name, value in answers.items() if name not in ("domain", *OPTIONAL)))
 
 
 def _without_answers(tree: Tree) -> dict[str, str]:

@@ -30,6 +30,7 @@ from stackops import ready
 EVERY = 3.0
 FOLDER = "figures"
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+OURS = "/stackops/"
 OTHER = "other"
 """What is counted together: routes that do not exist, and methods that no client of MLflow uses."""
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
@@ -51,6 +52,8 @@ class Routes:
 
     def name(self, scope: dict[str, Any]) -> str:
         """Return the route of a request that was answered. A browser's door and that of programs are one."""
+        if scope["path"].startswith(OURS):
+            return OURS
         found = getattr(scope.get("route"), "path", None) or self.by_path(scope["method"], scope["path"])
         return found.replace("/ajax-api/", "/api/", 1)
 

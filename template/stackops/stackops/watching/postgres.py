@@ -15,21 +15,23 @@ from stackops.watching import Figures, gauge
 
 SLOWEST = 10
 LONGEST_TEXT = 160
+OWN = "/* stackops metrics */"
 LIMIT = "SET statement_timeout = '5s'"
-HERE = """
-    SELECT current_setting('max_connections')::int, pg_database_size(current_database()),
+HERE = f"""
+    SELECT {OWN} current_setting('max_connections')::int, pg_database_size(current_database()),
         coalesce((SELECT extract(epoch FROM max(clock_timestamp() - xact_start))::float FROM pg_stat_activity
             WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()), 0),
         xact_commit, xact_rollback, deadlocks, blks_read, blks_hit
     FROM pg_stat_database WHERE datname = current_database()
 """
-STATES = """
-    SELECT coalesce(state, 'of others'), count(*) FROM pg_stat_activity
-    WHERE coalesce(backend_type, 'client backend') = 'client backend' AND pid <> pg_backend_pid() GROUP BY 1
+STATES = f"""
+    SELECT {OWN} coalesce(state, 'of others'), count(*) FROM pg_stat_activity
+    WHERE datid IS NOT NULL AND pid <> pg_backend_pid() GROUP BY 1
 """
 STATEMENTS = """
     SELECT queryid::text, left(regexp_replace(query, '\\s+', ' ', 'g'), %s), calls, total_exec_time / 1000
     FROM pg_stat_statements WHERE dbid = (SELECT oid FROM pg_database WHERE datname = %s) AND toplevel
+        AND position('/* stackops metrics */' IN query) = 0
 """
 ALL = f"""
     SELECT coalesce(sum(calls), 0)::float, coalesce(sum(seconds), 0)::float
