@@ -17,7 +17,16 @@ Model = dict[str, Any]
 READERS = {
     "postgres_password": {"postgres", "postgres-statistics"},
     "passwd": {"postgres", "postgres-statistics"},
-    "db_password": {"metrics", "mlflow", "migrate", "artifacts-move", "backup", "backup-schedule", "postgres", "pgloader"},
+    "db_password": {
+        "metrics",
+        "mlflow",
+        "migrate",
+        "artifacts-move",
+        "backup",
+        "backup-schedule",
+        "postgres",
+        "pgloader",
+    },
     "db_ca.pem": {"metrics", "mlflow", "migrate", "artifacts-move", "backup", "backup-schedule", "pgloader"},
     "object_store_root_user": {"object-store", "object-store-init"},
     "object_store_root_password": {"object-store", "object-store-init"},
@@ -210,7 +219,11 @@ def _networks(model: Model, answers: Answers) -> list[str]:
     """The database and the store are on a network without a way out; the proxy is not on it unless it leads there."""
     networks, found = model["networks"], []
     published = answers["artifact_access"] != "proxied" and "object-store" in model["services"]
-    inside = {name for name in ("postgres", "postgres-statistics", "object-store", "object-store-init") if name in model["services"]}
+    inside = {
+        name
+        for name in ("postgres", "postgres-statistics", "object-store", "object-store-init")
+        if name in model["services"]
+    }
     inside |= {"pgloader"} if answers["backend"] == "postgres" else set()
     if inside and not networks["data"].get("internal"):
         found.append("networks: data is not internal")

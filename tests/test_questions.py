@@ -164,7 +164,13 @@ def test_every_question_says_when_to_choose_what() -> None:
 # --- Defaults -----------------------------------------------------------------------------------------------------
 
 SINGLES = [(name, value) for name in CHOICES for value in choices(name)]
-SINGLES += [("url_prefix", "/mlflow"), ("domain", "mlflow.example.com"), ("http_port", 5050), ("backups", True), ("monitoring", True)]
+SINGLES += [
+    ("url_prefix", "/mlflow"),
+    ("domain", "mlflow.example.com"),
+    ("http_port", 5050),
+    ("backups", True),
+    ("monitoring", True),
+]
 
 
 @pytest.mark.parametrize(("question", "value"), SINGLES)
