@@ -326,7 +326,7 @@ WORDS: dict[str, tuple[Callable[[Answers], bool], str]] = {
     "backups by the clock": (lambda a: bool(a.get("backups")), r"backup-schedule|BACKUP_SCHEDULE|by the clock"),
     "watching": (
         lambda a: bool(a.get("monitoring")),
-        r"prometheus|promtool|grafana|monitoring|STACK_FIGURES|\balarms?\b",
+        r"prometheus|promtool|grafana|monitoring[/-]|\balarms\b",
     ),
     "a way into our store": (
         lambda a: (
@@ -367,7 +367,7 @@ WORDS: dict[str, tuple[Callable[[Answers], bool], str]] = {
         lambda a: a["auth"] in ("mlflow", "oidc"),
         r"flask[_-](secret|wtf)|accounts\.py|users and permissions",
     ),
-    "a login": (lambda a: a["auth"] != "none", r"admin_password"),
+    "a login": (lambda a: a["auth"] != "none", r"(?<!GF_SECURITY_)admin_password"),
     "users": (lambda a: a["auth"] in ("basic", "mlflow"), r"user-add"),
     "permissions": (lambda a: a["auth"] in ("mlflow", "oidc"), r"make grant"),
     "make local": (
@@ -789,6 +789,7 @@ ASKED = {
     "http_port",
     "https_port",
     "backups",
+    "monitoring",
 }
 
 CHECKS: tuple[Check, ...] = (
