@@ -16,7 +16,7 @@ from stackops.watching import Figures, gauge
 SLOWEST = 10
 LONGEST_TEXT = 160
 OWN = "/* stackops metrics */"
-LIMIT = "SET statement_timeout = '5s'"
+LIMIT = "SET statement_timeout = '5s'; SET application_name = 'stackops metrics'"
 HERE = f"""
     SELECT {OWN} current_setting('max_connections')::int, pg_database_size(current_database()),
         coalesce((SELECT extract(epoch FROM max(clock_timestamp() - xact_start))::float FROM pg_stat_activity
