@@ -53,6 +53,10 @@ READERS = {
 }
 
 
+# Whose name sounds like a secret.
+SWITCHES = {"OAUTH2_PROXY_SKIP_JWT_BEARER_TOKENS", "GF_PLUGINS_PUBLIC_KEY_RETRIEVAL_DISABLED"}
+
+
 def settings_for(tree: Tree) -> str:
     """Return the .env that a person would have: what 'make init' copies, with every required value filled in."""
     lines = re.findall(r"(?m)^[A-Z0-9_]+=.*$", tree.files[".env.example"])
@@ -142,7 +146,7 @@ def _environment(service: dict[str, Any]) -> list[str]:
     found = []
     for key, value in (service.get("environment") or {}).items():
         secret = re.search(r"PASS|SECRET|TOKEN|_KEY|CREDENTIAL", key) and not key.endswith("_FILE")
-        if secret and key != "OAUTH2_PROXY_SKIP_JWT_BEARER_TOKENS":  # a switch
+        if secret and key not in SWITCHES:
             found.append(f"{key} is in its environment, where 'docker inspect' shows it")
         elif key.endswith("_FILE") and not str(value).startswith("/run/secrets/"):
             found.append(f"{key} is no secret's file")
