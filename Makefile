@@ -37,7 +37,7 @@ lint: $(VENV)/tests.stamp ## check the files of this repository
 
 lock: $(VENV)/copier.stamp ## raise every locked Python package: of the rendered stack, then of the tests
 	cd template/mlflow/requirements && $(COMPILE) --override left-out.in base.in -o base.txt && $(COMPILE) build.in -o build.txt
-	cd template/mlflow/requirements && for set in auth azure basic gcs postgres s3; do $(COMPILE) -c base.txt $$set.in -o $$set.txt || exit 1; done
+	cd template/mlflow/requirements && for set in auth azure basic gcs metrics postgres s3; do $(COMPILE) -c base.txt $$set.in -o $$set.txt || exit 1; done
 	cd template/mlflow/requirements && $(COMPILE) -c base.txt -c azure.txt -c gcs.txt -c s3.txt transfer.in -o transfer.txt
 	$(COMPILE) requirements.in -o requirements.txt
 	$(COMPILE) tests/requirements.in -o tests/requirements.txt

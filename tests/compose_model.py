@@ -15,10 +15,19 @@ Model = dict[str, Any]
 
 # Who may read which secret. Every other service that mounts it would know more than it needs.
 READERS = {
-    "postgres_password": {"postgres"},
-    "passwd": {"postgres"},
-    "db_password": {"mlflow", "migrate", "artifacts-move", "backup", "backup-schedule", "postgres", "pgloader"},
-    "db_ca.pem": {"mlflow", "migrate", "artifacts-move", "backup", "backup-schedule", "pgloader"},
+    "postgres_password": {"postgres", "postgres-statistics"},
+    "passwd": {"postgres", "postgres-statistics"},
+    "db_password": {
+        "metrics",
+        "mlflow",
+        "migrate",
+        "artifacts-move",
+        "backup",
+        "backup-schedule",
+        "postgres",
+        "pgloader",
+    },
+    "db_ca.pem": {"metrics", "mlflow", "migrate", "artifacts-move", "backup", "backup-schedule", "pgloader"},
     "object_store_root_user": {"object-store", "object-store-init"},
     "object_store_root_password": {"object-store", "object-store-init"},
     "object_store.json": {"object-store"},
@@ -38,9 +47,14 @@ READERS = {
     "oidc_cookie_secret": {"oauth2-proxy"},
     "oidc_ca.pem": {"oauth2-proxy"},
     "identity_key": {"nginx", "mlflow", "migrate", "artifacts-move", "backup", "backup-schedule"},
+    "grafana_password": {"grafana"},
     "crypto_kek_passphrase": {"mlflow", "migrate", "artifacts-move", "backup", "backup-schedule"},
     "webhook_encryption_key": {"mlflow", "migrate", "artifacts-move", "backup", "backup-schedule"},
 }
+
+
+# Whose name sounds like a secret.
+SWITCHES = {"OAUTH2_PROXY_SKIP_JWT_BEARER_TOKENS", "GF_PLUGINS_PUBLIC_KEY_RETRIEVAL_DISABLED"}
 
 
 def settings_for(tree: Tree) -> str:
@@ -132,7 +146,7 @@ def _environment(service: dict[str, Any]) -> list[str]:
     found = []
     for key, value in (service.get("environment") or {}).items():
         secret = re.search(r"PASS|SECRET|TOKEN|_KEY|CREDENTIAL", key) and not key.endswith("_FILE")
-        if secret and key != "OAUTH2_PROXY_SKIP_JWT_BEARER_TOKENS":  # a switch
+        if secret and key not in SWITCHES:
             found.append(f"{key} is in its environment, where 'docker inspect' shows it")
         elif key.endswith("_FILE") and not str(value).startswith("/run/secrets/"):
             found.append(f"{key} is no secret's file")
@@ -191,6 +205,8 @@ def _ports(model: Model, answers: Answers) -> list[str]:
     behind_proxy = answers["reverse_proxy"] != "none"
     front = answers["reverse_proxy"] if behind_proxy else "mlflow"
     publishes, address = {front}, "0.0.0.0" if answers["tls"] == "acme" else "127.0.0.1"
+    if not behind_proxy:
+        publishes |= {"grafana"}
     if not behind_proxy and answers["artifact_access"] == "direct":
         publishes |= {"object-store"}
     found = []
@@ -207,7 +223,11 @@ def _networks(model: Model, answers: Answers) -> list[str]:
     """The database and the store are on a network without a way out; the proxy is not on it unless it leads there."""
     networks, found = model["networks"], []
     published = answers["artifact_access"] != "proxied" and "object-store" in model["services"]
-    inside = {name for name in ("postgres", "object-store", "object-store-init") if name in model["services"]}
+    inside = {
+        name
+        for name in ("postgres", "postgres-statistics", "object-store", "object-store-init")
+        if name in model["services"]
+    }
     inside |= {"pgloader"} if answers["backend"] == "postgres" else set()
     if inside and not networks["data"].get("internal"):
         found.append("networks: data is not internal")
@@ -224,9 +244,11 @@ def _networks(model: Model, answers: Answers) -> list[str]:
         wanted = {"data"} if name in inside else {"edge"}
         if name == "object-store" and published and answers["reverse_proxy"] == "none":
             wanted = {"data", "edge"}
-        if (name in ("mlflow", "migrate", "artifacts-move", "backup", "backup-schedule") and inside) or (
+        if (name in ("mlflow", "migrate", "artifacts-move", "backup", "backup-schedule", "metrics") and inside) or (
             name == answers["reverse_proxy"] and published
         ):
+            wanted = {"data", "edge"}
+        if name == "prometheus" and answers["artifact_store"] == "seaweedfs":
             wanted = {"data", "edge"}
         if joined != wanted:
             found.append(f"{name}: is on the networks {sorted(joined)} and not on {sorted(wanted)}")

@@ -97,6 +97,17 @@ WATCHED: dict[str, tuple[str, ...]] = {
         "template/nginx/*",
         "template/caddy/*",
     ),
+    "tests/e2e/test_monitoring.py": (
+        "template/monitoring/*",
+        "template/stackops/stackops/watching/*",
+        *(f"template/stackops/stackops/{name}.py" for name in ("counting", "metrics", "ready", "schedule")),
+        "template/postgres/statistics.sh",
+        "template/nginx/*",
+        "template/caddy/*",
+        "extensions/compose/watching.yaml.jinja",
+        "extensions/compose/postgres.yaml.jinja",
+        "extensions/compose/seaweedfs.yaml.jinja",
+    ),
     "tests/e2e/test_backup_faults.py": (
         *(f"template/stackops/stackops/{name}.py" for name in ("backup", "backups", "restore", "schedule")),
         "template/stackops/stackops/saving/*",

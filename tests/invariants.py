@@ -141,9 +141,36 @@ def expected_files(answers: Answers) -> set[str]:
         files |= {"scripts/token.sh", "nginx/15-identity-key.envsh"}
     if answers.get("backups"):
         files |= {"stackops/stackops/schedule.py"}
+    if answers.get("monitoring"):
+        files |= watching_files(answers)
     if (backend, store) == ("sqlite", "local"):
         files |= {"scripts/local.sh"}
     return files
+
+
+def watching_files(answers: Answers) -> set[str]:
+    """Return the files with which a stack is watched."""
+    database = "sqlite" if answers["backend"] == "sqlite" else "postgres"
+    names = ("Dockerfile", ".dockerignore", "prometheus.yml", "alerts.yml", "alerts_test.yml", "local.d/README.md")
+    names += ("grafana/datasources/prometheus.yml", "grafana/dashboards/files.yml")
+    shown = ["server", "backups", database]
+    looked_at = ["__init__", "disks", "readiness", "saved", "workers", database]
+    if answers["tls"] != "none":
+        shown, looked_at = [*shown, "certificate"], [*looked_at, "certificate"]
+    if answers["reverse_proxy"] == "nginx":
+        shown, looked_at = [*shown, "nginx"], [*looked_at, "nginx"]
+    if answers["reverse_proxy"] == "caddy":
+        shown.append("caddy")
+    if answers["artifact_store"] == "seaweedfs":
+        shown.append("store")
+    return {
+        *(f"monitoring/{name}" for name in names),
+        *(f"monitoring/grafana/dashboards/{name}.json" for name in shown),
+        *(f"stackops/stackops/watching/{name}.py" for name in looked_at),
+        *(f"stackops/stackops/{name}.py" for name in ("counting", "metrics")),
+        *_locked("metrics"),
+        *({"postgres/statistics.sh"} if answers["backend"] == "postgres" else ()),
+    }
 
 
 def _locked(name: str) -> set[str]:
@@ -153,7 +180,8 @@ def _locked(name: str) -> set[str]:
 # The parts of stackops that belong to one answer; everything else in it is its core and always there.
 STACKOPS_PARTS = re.compile(
     r"stackops/stackops/(backends|stores)/(?!__init__|relay)\w+\.py|stackops/stackops/"
-    r"((access|bucket|user|limiter|htpasswd|login|accounts|guard|grant|migrate|movein|schedule|sso|token)\.py|migration/\w+\.py|"
+    r"watching/\w+\.py|stackops/stackops/"
+    r"((access|counting|metrics|bucket|user|limiter|htpasswd|login|accounts|guard|grant|migrate|movein|schedule|sso|token)\.py|migration/\w+\.py|"
     r"rotation/(account|given|hash|keylist|pair|role)\.py)"
 )
 
@@ -172,6 +200,7 @@ def file_set(tree: Tree) -> list[str]:
 # What other languages write with braces: GitHub's expressions, Go templates of `docker --format`, pgloader's mustache.
 FOREIGN = {
     ".github/workflows/": re.compile(r"\$\{\{ [a-zA-Z_.| ]+ \}\}"),
+    "monitoring/": re.compile(r"\{\{ ?[$.a-zA-Z |]+ ?\}\}"),
     "scripts/": re.compile(r"\{\{((range |println |index )?\.[A-Za-z.]*( \"[a-z._-]+\")?|end)\}\}"),
     "pgloader/": re.compile(r"\{\{[A-Z_]+\}\}"),
 }
@@ -295,6 +324,10 @@ WORDS: dict[str, tuple[Callable[[Answers], bool], str]] = {
     "Azure": (lambda a: a["artifact_store"] == "azure", r"azure|wasbs|blob\.core|blob storage"),
     "Google": (lambda a: a["artifact_store"] == "gcs", r"(\b|_)gcs(\b|_)|\bgs:|google"),
     "backups by the clock": (lambda a: bool(a.get("backups")), r"backup-schedule|BACKUP_SCHEDULE|by the clock"),
+    "watching": (
+        lambda a: bool(a.get("monitoring")),
+        r"prometheus|promtool|grafana|monitoring[/-]|\balarms\b",
+    ),
     "a way into our store": (
         lambda a: (
             a["artifact_access"] != "proxied" and a["artifact_store"] in SELF_HOSTED and not a.get("store_domain")
@@ -334,7 +367,7 @@ WORDS: dict[str, tuple[Callable[[Answers], bool], str]] = {
         lambda a: a["auth"] in ("mlflow", "oidc"),
         r"flask[_-](secret|wtf)|accounts\.py|users and permissions",
     ),
-    "a login": (lambda a: a["auth"] != "none", r"admin_password"),
+    "a login": (lambda a: a["auth"] != "none", r"(?<!GF_SECURITY_)admin_password"),
     "users": (lambda a: a["auth"] in ("basic", "mlflow"), r"user-add"),
     "permissions": (lambda a: a["auth"] in ("mlflow", "oidc"), r"make grant"),
     "make local": (
@@ -582,6 +615,7 @@ def _make_calls(text: str) -> tuple[str, ...]:
 # Made by 'make init' or by the owner of the stack, or by running it; and paths inside the containers.
 OWNED = re.compile(
     r"\.env|\.venv|secrets/|compose\.override\.yaml|local\.mk|nginx/local\.d/\*\.conf|caddy/local\.d/\*\.caddy"
+    r"|monitoring/local\.d/\*\.(rules|scrape|alertmanagers)\.yml"
     r"|\./data|backups/|/data/.*|data/.*"
 )
 
@@ -763,6 +797,7 @@ ASKED = {
     "http_port",
     "https_port",
     "backups",
+    "monitoring",
 }
 
 CHECKS: tuple[Check, ...] = (

@@ -60,6 +60,7 @@ def nginx_faults(models: list[tuple[Tree, Model]], scratch: Path) -> list[tuple[
         "--add-host=mlflow:127.0.0.1",
         "--add-host=object-store:127.0.0.1",
         "--add-host=oauth2-proxy:127.0.0.1",
+        "--add-host=grafana:127.0.0.1",
         f"--volume={scratch}/cases:/cases:ro",
     ]
     command += [f"--volume={secrets}:/run/secrets:ro", "--entrypoint=sh", image, "-c", SCRIPT]

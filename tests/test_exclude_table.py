@@ -8,6 +8,7 @@ import pytest
 from combinations import ROOT, Answers, choices, every_product, questions, settings
 from rendering import Tree, read_tree, render
 
+OPTIONAL = ("backups", "monitoring")
 ROWS = settings()["_exclude"]
 ROW = re.compile(r"\{% if (not )?(\w+)(?: \| default\((?:true|\w+)\))? %\}(/[^{}]+)\{% endif %\}")
 
@@ -26,13 +27,21 @@ def test_every_row_bites(row: str, trees: list[Tree], template: Path) -> None:
     """What a row names is in the template, missing from at least one combination, and there in at least one."""
     match = ROW.fullmatch(row)
     assert match, "a row is '{% if [not] FLAG %}/path{% endif %}', without a slash at its end"
-    pattern = match[3].removeprefix("/")
-    assert not pattern.endswith("/"), "a slash at the end leaves an empty folder behind"
-    expression = re.compile(re.escape(pattern).replace(r"\*", "[^/]*") + "(/.*)?")
-    named = {name for name in sources(template) if expression.fullmatch(name)}
+    assert not match[3].endswith("/"), "a slash at the end leaves an empty folder behind"
+    named = _named_by(row, template)
     assert named, "names nothing in template/"
-    assert any(named <= set(tree.files) for tree in trees), "is never there"
+    # Of a folder, what rows of its own name need not be there together.
+    within = [other for other in ROWS if ROW.fullmatch(other)[3].startswith(match[3] + "/")]
+    rest = named.difference(*(_named_by(other, template) for other in within))
+    assert any(rest <= set(tree.files) for tree in trees), "is never there"
     assert any(not named & set(tree.files) for tree in trees), "is always there"
+
+
+def _named_by(row: str, template: Path) -> set[str]:
+    """Return the files that a row names."""
+    pattern = ROW.fullmatch(row)[3].removeprefix("/")
+    expression = re.compile(re.escape(pattern).replace(r"\*", "[^/]*") + "(/.*)?")
+    return {name for name in sources(template) if expression.fullmatch(name)}
 
 
 def test_rows_speak_in_computed_flags() -> None:
@@ -90,15 +99,15 @@ def test_every_choice_changes_the_stack(trees: list[Tree]) -> None:
                 (by_answers.get(_key(answers | {question: one})), by_answers.get(_key(answers | {question: other})))
                 for answers in every_product()
             ]
-            # Of two that differ in the backups as well, it would be those that make the difference.
-            both = [(a, b) for a, b in pairs if a and b and a.answers["backups"] == b.answers["backups"]]
+            # Of two that differ in an optional part as well, it would be that part that makes the difference.
+            both = [(a, b) for a, b in pairs if a and b and all(a.answers[n] == b.answers[n] for n in OPTIONAL)]
             assert both, (question, one, other)
             assert all(_without_answers(a) != _without_answers(b) for a, b in both), (question, one, other)
 
 
 def _key(answers: Answers) -> tuple[tuple[str, str], ...]:
-    """The domain and the backups follow from the name of a combination, so they are no part of the key."""
-    return tuple(sorted((name, value) for name, value in answers.items() if name not in ("domain", "backups")))
+    """The domain and the optional parts follow from the name of a combination, so they are no part of the key."""
+    return tuple(sorted((name, value) for name, value in answers.items() if name not in ("domain", *OPTIONAL)))
 
 
 def _without_answers(tree: Tree) -> dict[str, str]:

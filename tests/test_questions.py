@@ -125,6 +125,7 @@ EFFECTS: list[tuple[Answers, str, list[str], list[str]]] = [
     ({"auth": "oidc"}, "compose.yaml", ["  oauth2-proxy:", "${OIDC_ISSUER:?", "  nginx:"], ["htpasswd"]),
     ({"http_port": 5123}, "compose.yaml", ["HTTP_PORT:-5123"], ["HTTP_PORT:-5000"]),
     ({"backups": True}, "compose.yaml", ["  backup-schedule:", "${BACKUP_SCHEDULE:-30 3 * * *}"], []),
+    ({"monitoring": True}, "compose.yaml", ["  prometheus:", "  grafana:", "  metrics:"], []),
     ({"purpose": "team"}, "compose.yaml", ["  postgres:", "  object-store:", "  nginx:", "htpasswd"], []),
     ({"purpose": "cloud"}, "compose.yaml", ["${DB_HOST:?", "${S3_BUCKET:-", "  nginx:", "htpasswd"], ["  postgres:"]),
 ]
@@ -163,7 +164,13 @@ def test_every_question_says_when_to_choose_what() -> None:
 # --- Defaults -----------------------------------------------------------------------------------------------------
 
 SINGLES = [(name, value) for name in CHOICES for value in choices(name)]
-SINGLES += [("url_prefix", "/mlflow"), ("domain", "mlflow.example.com"), ("http_port", 5050), ("backups", True)]
+SINGLES += [
+    ("url_prefix", "/mlflow"),
+    ("domain", "mlflow.example.com"),
+    ("http_port", 5050),
+    ("backups", True),
+    ("monitoring", True),
+]
 
 
 @pytest.mark.parametrize(("question", "value"), SINGLES)
@@ -238,6 +245,7 @@ def test_answers_are_kept_and_nothing_else(template: Path, tmp_path: Path) -> No
         "auth": "none",
         "http_port": 5000,
         "backups": False,
+        "monitoring": False,
     }
 
 

@@ -13,10 +13,10 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from stackops import ready
+
 LONGEST = 1000
 """Characters of a path that are shown: a line is written in one piece, whatever the other workers write."""
-HEALTH_CHECK = b"stackops-ready"
-"""The User-Agent of the container's own health check; from anywhere else it is a request like others."""
 
 
 def entry(scope: dict[str, Any], when: float, **measured: Any) -> dict[str, Any]:
@@ -55,7 +55,7 @@ class Log:
 
     async def __call__(self, scope, receive, send) -> None:
         """Pass the request on, and note how it ended. 499: the client went away before the answer began."""
-        if scope["type"] != "http" or own_health_check(scope):
+        if scope["type"] != "http" or ready.own(scope):
             return await self.app(scope, receive, send)
         when, start = time.time(), time.perf_counter()
         measured = {"status": 499, "bytes_in": 0, "bytes_out": 0}
@@ -79,13 +79,6 @@ class Log:
         finally:
             measured["seconds"] = round(time.perf_counter() - start, 3)
             self.write(self.show(entry(scope, when, **measured)).encode() + b"\n")
-
-
-def own_health_check(scope: dict[str, Any]) -> bool:
-    """Whether the health check of this container asks."""
-    if (scope.get("client") or ("",))[0] != "127.0.0.1":
-        return False
-    return (b"user-agent", HEALTH_CHECK) in scope["headers"]
 
 
 def register(app) -> None:

@@ -77,6 +77,8 @@ def create_app() -> FastAPI:
         app.router.routes[:0] = router.routes
     if logins := settings.logins(os.environ):
         logins.guard(app)
+    if os.environ.get("STACK_FIGURES") == "on":
+        importlib.import_module("stackops.counting").register(app)
     if os.environ.get("STACK_ACCESS_LOG") != "off":
         importlib.import_module("stackops.access").register(app)
     return app

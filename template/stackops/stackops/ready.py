@@ -12,12 +12,18 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 from stackops import settings
 from stackops.errors import StackError, one_line
 
+AGENT = "stackops-ready"
 HELP = "is the server ready: API, database, artifact store (the health check)"
 TRY = 8.0
+NOTE = "ready.json"
 # The database is asked for an experiment that is not there, so that no row decides what the answer is: MLflow
 # fails over one that it has not written itself, and goes on serving the others.
 PARTS = (
@@ -31,12 +37,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--wait", type=float, default=0, metavar="SECONDS", help="keep asking for that long (default: once)"
     )
+    parser.add_argument("--note", action="store_true", help="write down what came out, for those who watch")
     parser.add_argument("--url", default=None, help="the server (default: http://127.0.0.1:$MLFLOW_PORT)")
 
 
 def request(url: str, password: str) -> urllib.request.Request:
     """Return the GET request, signed in as admin if there is a password."""
-    made = urllib.request.Request(url, headers={"User-Agent": "stackops-ready"})
+    made = urllib.request.Request(url, headers={"User-Agent": AGENT})
     if password:
         token = base64.b64encode(f"admin:{password}".encode()).decode()
         made.add_header("Authorization", f"Basic {token}")
@@ -66,11 +73,39 @@ def _detail(error: urllib.error.HTTPError) -> str:
     return f" ({one_line(message, 160)})" if message else ""
 
 
-def check(base: str, password: str, seconds: float) -> None:
-    """Ask both parts within `seconds`. Raises StackError for the first that is not ready."""
-    until = time.monotonic() + seconds
+def check(base: str, password: str, seconds: float) -> dict[str, float]:
+    """Ask both parts within `seconds`, and return how long each took. Raises StackError for the first that
+    is not ready."""
+    until, took = time.monotonic() + seconds, {}
     for part, path in PARTS:
-        ask(part, request(base.rstrip("/") + path, password), until - time.monotonic())
+        began = time.monotonic()
+        ask(part, request(base.rstrip("/") + path, password), until - began)
+        took[part] = time.monotonic() - began
+    return took
+
+
+def own(scope: Mapping[str, Any]) -> bool:
+    """Whether an HTTP request, as ASGI has it, is the container's own health check."""
+    if (scope.get("client") or ("",))[0] != "127.0.0.1":
+        return False
+    return (b"user-agent", AGENT.encode()) in scope["headers"]
+
+
+def noted() -> Path:
+    """Return where the last result is."""
+    return Path(os.environ.get("TMPDIR") or "/var/tmp", NOTE)
+
+
+def note(seconds: Mapping[str, float], error: str = "") -> None:
+    """Write down what came out. On a full disk nothing is written, and the health is what it is."""
+    content = {"time": time.time(), "seconds": seconds, "error": error}
+    part = noted().with_name(f".{NOTE}.{os.getpid()}")
+    with suppress(OSError):
+        try:
+            part.write_text(json.dumps(content), encoding="utf-8")
+            part.replace(noted())
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -83,8 +118,11 @@ def run(args: argparse.Namespace) -> None:
     until = time.monotonic() + args.wait
     while True:
         try:
-            return check(url, password, TRY)
-        except StackError:
+            took = check(url, password, TRY)
+            return note(took) if args.note else None
+        except StackError as error:
+            if args.note:
+                note({}, str(error))
             if time.monotonic() + 1 > until:
                 raise
             time.sleep(1)

@@ -22,6 +22,7 @@ from stackops.saving import journal
 
 HELP = "make backups, and clean up, by the clock (the service backup-schedule)"
 SCHEDULE, FOLDER, SERVER = "30 3 * * *", "/backups", "mlflow:5000"
+BACKUP = "backup"
 BEAT = Path("/tmp/stackops-schedule")
 LOOK = 10  # seconds between two looks at the clock
 LATE = 90  # seconds without one until nobody believes in this process any more
@@ -114,7 +115,7 @@ class Job:
 
 def jobs(env: Mapping[str, str], now: float) -> list[Job]:
     """Return what the settings ask for. Raises StackError if one of them is wrong."""
-    asked = [("backup", "BACKUP_SCHEDULE", env.get("BACKUP_SCHEDULE") or SCHEDULE, command, journal.NAME)]
+    asked = [(BACKUP, "BACKUP_SCHEDULE", env.get("BACKUP_SCHEDULE") or SCHEDULE, command, journal.NAME)]
     if cleaning := env.get("GC_SCHEDULE"):
         asked.append(("clean-up", "GC_SCHEDULE", cleaning, clean_up, journal.CLEANUP))
     found = []
@@ -162,6 +163,8 @@ def run(args: argparse.Namespace) -> None:
                 tell(found)
             if job := turns.next(time.time(), working is not None):
                 working = subprocess.Popen(job.words)
+                if job.name == BACKUP:
+                    journal.plan(job.clock.due)
             time.sleep(1 if working else max(0.5, min(LOOK, turns.due() - time.time())))
     finally:
         if working and working.poll() is None:
@@ -172,4 +175,6 @@ def run(args: argparse.Namespace) -> None:
 def tell(found: list[Job]) -> None:
     """Say when the next ones are due."""
     for job in found:
+        if job.name == BACKUP:
+            journal.plan(job.clock.due)
         say(f"next {job.name}: {datetime.fromtimestamp(job.clock.due, UTC):%Y-%m-%d %H:%M} UTC")

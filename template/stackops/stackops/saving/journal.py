@@ -3,10 +3,12 @@
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 NAME = "last.json"
 CLEANUP = "last-clean-up.json"
+DUE = "due.json"
 
 
 def path(name: str = NAME) -> Path:
@@ -31,9 +33,21 @@ def write(text: str, name: str = NAME) -> None:
     part.replace(file)
 
 
-def read(name: str = NAME) -> dict | None:
+def read(name: str = NAME) -> dict | float | None:
     """Return it, or None if there was none yet."""
     try:
         return json.loads(path(name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def plan(moment: float) -> None:
+    """Write down when the next backup is due, in seconds since 1970. On a full disk nobody is told."""
+    with suppress(OSError):
+        write(json.dumps(moment), DUE)
+
+
+def due() -> float | None:
+    """Return that moment, or None if nobody makes backups without being told to."""
+    found = read(DUE)
+    return float(found) if isinstance(found, int | float) else None
