@@ -215,7 +215,7 @@ def test_backups(tmp_path, monkeypatch):
     assert "stack_backup_ok 1.0" in text and "stack_backup_duration_seconds 20.0" in text
     assert "stack_backup_rows 6.0" in text and "stack_backup_due_seconds" not in text
     journal.write(journal.text({**times, "ok": False, "error": "disk full", "to": "y"}))
-    schedule.tell(schedule.Clock(schedule.parsed("0 3 * * *"), 0.0))
+    schedule.tell([schedule.Job(schedule.BACKUP, schedule.Clock(schedule.parsed("0 3 * * *"), 0.0), [])])
     text = shown(saved)
     assert "stack_backup_ok 0.0" in text and "stack_backup_rows" not in text
     assert "stack_backup_due_seconds 10800.0" in text
