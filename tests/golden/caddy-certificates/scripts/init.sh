@@ -1,5 +1,8 @@
 #!/bin/sh
 # Makes what this stack needs and does not have yet: .env and the files of secrets/. What is there stays as it is.
+#   init.sh            before another command
+#   init.sh up|init    also says which settings nothing reads
+#   init.sh lost       only names the secrets that are lost; NEW=1 makes them, too: 'make lost-secrets' does both
 set -eu
 cd "$(dirname "$0")/.."
 umask 077
@@ -9,6 +12,24 @@ say() { printf 'init: %s\n' "$*"; }
 # What is half changed is not touched.
 if holder=$(scripts/rotating.sh); then
   echo "init: error: 'make rotate-secrets' (process $holder) is changing the secrets: wait until it has ended" >&2
+  exit 1
+fi
+
+# lost: names the secrets that are not there while data are that were made with them: new ones do not fit those.
+lost() {
+  volumes=$(docker volume ls --quiet --filter name=caddy-certificates_ 2>/dev/null) || volumes=
+  for pair in crypto_kek_passphrase:mlflow-spool webhook_encryption_key:mlflow-spool db_password:postgres-data postgres_password:postgres-data; do
+    [ ! -e "secrets/${pair%%:*}" ] || continue
+    ! printf '%s\n' "$volumes" | grep -qx "caddy-certificates_${pair#*:}" || echo "${pair%%:*}"
+  done
+}
+missing=$(lost | xargs)
+if [ "${1:-}" = lost ]; then
+  echo "$missing"
+  exit
+fi
+if [ -n "$missing" ] && [ -z "${NEW:-}" ]; then
+  echo "init: error: lost from secrets/, and the data need it: $missing; put back your copy, or if there is none, run 'make lost-secrets'" >&2
   exit 1
 fi
 
@@ -51,7 +72,7 @@ if [ "$new" = yes ] && machine=$(docker info --format '{{.NCPU}} {{.MemTotal}}' 
 fi
 
 # What an earlier release read from .env and nothing reads any more is told, and stays: it is your file.
-sed -n 's/^\([A-Z0-9_]*\)=.*/\1/p' .env | grep -v '^COMPOSE_' | while IFS= read -r key; do
+[ $# -eq 0 ] || sed -n 's/^\([A-Z0-9_]*\)=.*/\1/p' .env | grep -v '^COMPOSE_' | while IFS= read -r key; do
   grep -qsw -e "$key" .env.example ./*.yaml ./*.yml local.mk ||
     say "note: $key in .env is used by nothing here: take it out, if it is not yours"
 done

@@ -21,6 +21,9 @@ die() {
 compose() { docker compose --progress quiet "$@"; }
 
 [ -f .env ] || die "there is no .env: run 'make up' first"
+running=$(compose ps --status running --quiet mlflow)
+# Where the server rests, what it needs is started.
+[ -n "$running" ] || ! wrong=$(scripts/upgrade.sh in-the-way) || die "$wrong"
 set -- --older-than "${OLDER_THAN:-30d}" --traces-older-than "${TRACES_OLDER_THAN:-}"
 case ${ORPHANS:-} in
   '' | 0 | no) ;;
@@ -38,7 +41,6 @@ case ${APPLY:-} in
   *) die "APPLY is '$APPLY': there are 1 and 0" ;;
 esac
 
-running=$(compose ps --status running --quiet mlflow)
 # shellcheck disable=SC2086 # nothing is one word less
 compose run --rm -T ${running:+--no-deps} mlflow gc "$@" </dev/null
 if [ -n "$running" ] && [ -n "${holds_lock:-}" ]; then

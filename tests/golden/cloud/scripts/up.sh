@@ -43,7 +43,7 @@ last_words() { grep . | tail -n 1 | sed 's/^stackops: error: //; s/^not ready: /
 
 # Of a part that tries again and again, the last line may be of the try that has just begun.
 complaint() {
-  awk 'tolower($0) ~ /error|fatal|fail|denied|cannot|emerg/ { bad = $0 } /./ { last = $0 } END { print bad ? bad : last }'
+  awk 'tolower($0) ~ /error|fatal|panic|fail|denied|cannot|emerg/ { bad = $0 } /./ { last = $0 } END { print bad ? bad : last }'
 }
 
 # Of a job that failed, its last line is the reason; of a container that could not start, the engine's word.
@@ -61,6 +61,8 @@ explain() {
           ;;
         ?*) die "$service did not start: $error" ;;
       esac
+      # Between two tries it looks as if it had just been started.
+      [ "$health" != starting ] || ! [ "$(docker inspect --format '{{.RestartCount}}' "$name")" -gt 0 ] 2>/dev/null || state=restarting
       case "$state $code $health" in
         "exited 0 "*) ;;
         exited* | restarting*)

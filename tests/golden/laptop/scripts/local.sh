@@ -22,14 +22,14 @@ install() {
   if command -v uv >/dev/null; then
     uv venv --quiet --python '>=3.11' .venv
     export VIRTUAL_ENV="$PWD/.venv"
-    uv pip install --quiet --require-hashes "$@"
+    uv pip install --quiet --no-deps --require-hashes "$@"
     uv pip install --quiet -c mlflow/requirements/base.txt -r mlflow/requirements.extra.txt
     uv pip install --quiet --no-deps --no-build-isolation ./stackops
   else
     python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
       die "MLflow 3.17.2 with these locked packages needs Python 3.11 or later, and this is $(python3 -V)"
     python3 -m venv .venv || die "python3 cannot make a virtual environment: install its venv package (Debian: python3-venv)"
-    .venv/bin/pip install --quiet --require-hashes "$@"
+    .venv/bin/pip install --quiet --no-deps --require-hashes "$@"
     .venv/bin/pip install --quiet -c mlflow/requirements/base.txt -r mlflow/requirements.extra.txt
     .venv/bin/pip install --quiet --no-deps --no-build-isolation ./stackops
   fi

@@ -5,6 +5,8 @@
 #   AT=latest                     which one: latest, or the beginning of its name, as in 20261125T05
 #   REPLACE=1                     replace what the stack holds, after a backup of it; BACKUP=no goes without, for a database
 #                                 that is damaged
+#   ONLY=artifacts                bring back what the store does not have; database and server are left alone, and with REPLACE=1
+#                                 also what differs is replaced
 #   AGE_IDENTITY=FILE             the private key of age, for an encrypted backup
 #   FIX=NAME,…                    repairs on the way to another kind of database
 #   ENDPOINT=URL, REGION=NAME     as for make backup
@@ -27,6 +29,10 @@ at=${AT:-latest}
 if [ -f "$from/manifest.json" ]; then
   at=$(basename "$(cd "$from" && pwd)") from=$(dirname "$(cd "$from" && pwd)")
 fi
+case ${ONLY:-} in
+  '' | artifacts) ;;
+  *) die "ONLY is '$ONLY': there is artifacts" ;;
+esac
 [ -z "${AGE_IDENTITY:-}" ] || [ -r "$AGE_IDENTITY" ] || die "AGE_IDENTITY is $AGE_IDENTITY, which cannot be read"
 place "$from"
 
@@ -42,6 +48,8 @@ finish() {
 }
 trap finish EXIT
 trap 'exit 130' INT TERM
+# One that was interrupted goes on: no upgrade has begun since.
+[ -e "$marker" ] || ! wrong=$(scripts/upgrade.sh in-the-way) || die "$wrong"
 lock restore
 build
 
@@ -59,6 +67,13 @@ if [ -e "$marker" ]; then
 fi
 replace=''
 [ -z "${REPLACE:-}$again" ] || replace=--replace
+if [ -n "${ONLY:-}" ]; then
+  [ -z "$again" ] || die "$(unfinished)"
+  at=$(stackops restore --check --only "$ONLY" --at "$at") || exit 1
+  stackops restore --only "$ONLY" --at "$at" $replace
+  echo "the artifacts of $at from $where are there"
+  exit
+fi
 at=$(stackops restore --check --at "$at" $replace) || exit 1
 if [ -n "${REPLACE:-}" ] && [ "${BACKUP:-yes}" != no ] && [ -z "$again" ]; then
   # Older ones stay: the one that is wanted may be among them.

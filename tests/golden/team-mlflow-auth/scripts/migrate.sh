@@ -36,7 +36,10 @@ finish() {
 }
 trap finish EXIT
 trap 'exit 130' INT TERM
-[ "$action" = check ] || lock migrate
+if [ "$action" != check ]; then
+  ! wrong=$(scripts/upgrade.sh in-the-way) || die "$wrong"
+  lock migrate
+fi
 
 # The source is mounted read-only, with its folder: SQLite may keep a second file beside the first.
 mount=

@@ -2,6 +2,7 @@
 # Makes one backup of database and artifacts; with the word 'list' it lists those that there are.
 #
 #   make backup                into ./backups, or where BACKUP_FOLDER or BACKUP_TO in .env says
+#   make backups KEEP=2        first removes all but the newest two, where there is no room for another one
 #   make backup TO=PLACE       a folder of this machine, s3://BUCKET/PREFIX or
 #                              wasbs://CONTAINER@ACCOUNT.blob.core.windows.net/PREFIX
 #   ARTIFACTS=no               the database alone
@@ -37,7 +38,15 @@ esac
 place "$to"
 if [ "${1:-}" = list ]; then
   build
-  NO_DEPS=1 stackops backups ${JSON:+--json}
+  if [ -n "${KEEP:-}" ]; then
+    trap unlock EXIT
+    trap 'exit 130' INT TERM
+    lock backups
+    set -- --keep "$KEEP"
+  else
+    set --
+  fi
+  NO_DEPS=1 stackops backups ${JSON:+--json} "$@"
   exit
 fi
 
