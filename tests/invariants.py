@@ -59,6 +59,7 @@ ALWAYS = {
     "scripts/gc.sh",
     "scripts/lock.sh",
     "scripts/logs.sh",
+    "scripts/lost-secrets.sh",
     "scripts/migrate.sh",
     "scripts/other-stack.sh",
     "scripts/restore-drill.sh",
