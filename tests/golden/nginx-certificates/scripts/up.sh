@@ -43,6 +43,11 @@ complaint() {
 explain() {
   failed=$(docker compose ps --all --format '{{.Service}} {{.State}} {{.ExitCode}}' | grep -v ' exited 0$' | sed -nE 's/ (exited|restarting) .*//p')
   docker compose ps --all --format '{{.Name}} {{.Service}} {{.State}} {{.ExitCode}} {{.Health}}' |
+    while read -r name service state code health; do
+      # Between two tries it looks as if it had just been started.
+      [ "$health" != starting ] || ! [ "$(docker inspect --format '{{.RestartCount}}' "$name")" -gt 0 ] 2>/dev/null || state=restarting
+      echo "$name $service $state $code $health"
+    done |
     sort -k 3,3 |
     while read -r name service state code health; do
       error=$(docker inspect --format '{{.State.Error}}' "$name" 2>/dev/null)
@@ -52,8 +57,6 @@ explain() {
           ;;
         ?*) die "$service did not start: $error" ;;
       esac
-      # Between two tries it looks as if it had just been started.
-      [ "$health" != starting ] || ! [ "$(docker inspect --format '{{.RestartCount}}' "$name")" -gt 0 ] 2>/dev/null || state=restarting
       case "$state $code $health" in
         "exited 0 "*) ;;
         exited* | restarting*)
