@@ -162,6 +162,21 @@ def test_what_is_set_stays(stack: Callable[..., Path]) -> None:
     assert "db_password" not in done.stdout
 
 
+def test_a_lost_key_of_the_store_is_made_anew_in_its_list_too(stack: Callable[..., Path]) -> None:
+    folder = stack(backend="postgres", artifact_store="seaweedfs", auth="mlflow")
+    assert init(folder).returncode == 0
+    secrets = folder / "secrets"
+    before = {path.name: path.read_text() for path in secrets.iterdir() if path.is_file()}
+    (secrets / "s3_credentials").unlink()
+    assert init(folder).returncode == 0
+    key = re.search(r"aws_secret_access_key = (\S+)", (secrets / "s3_credentials").read_text())[1]
+    [name] = [name for name, text in before.items() if "identities" in text]
+    listed = (secrets / name).read_text()
+    assert key in listed and key not in before[name]
+    admin = re.search(r"aws_secret_access_key = (\S+)", before["object_store_admin"])[1]
+    assert admin in listed and admin in before[name], "the other keys stay"
+
+
 def test_a_setting_that_nothing_reads_any_more_is_told(stack: Callable[..., Path]) -> None:
     folder = stack(backend="postgres", artifact_store="seaweedfs", auth="mlflow")
     assert "note:" not in init(folder, "init").stdout

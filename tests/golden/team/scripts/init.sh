@@ -97,6 +97,10 @@ head -c 32 /dev/urandom | base64 | tr '+/' '-_' | secret webhook_encryption_key
 random 40 | secret postgres_password
 random 40 | secret db_password
 printf 'postgres:x:%s:%s::/var/lib/postgresql:/bin/sh\n' "$owner" "$group" | secret passwd
+# The store's list has to know the keys that are made now.
+for key in object_store_admin s3_credentials; do
+  [ -e "secrets/$key" ] || rm -f secrets/object_store.json
+done
 key_pair "$(random 20)" "$(random 40)" | secret object_store_admin
 key_pair "$(random 20)" "$(random 40)" | secret s3_credentials
 {
