@@ -131,6 +131,10 @@ class Stack:
         """Write compose.override.yaml, as the owner would."""
         (self.folder / "compose.override.yaml").write_text(yaml.safe_dump(dict(model)))
 
+    def without_grafana(self) -> None:
+        """Leave Grafana out, whose image is not to be had where the tests run; everything else is watched."""
+        self.override({"services": {"grafana": {"profiles": ["absent"]}}})
+
     @property
     def url(self) -> str:
         """The address that people use: scripts/url.sh prints it."""

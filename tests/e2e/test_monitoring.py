@@ -50,11 +50,6 @@ http.server.HTTPServer(("", 3000), Echo).serve_forever()
 """
 
 
-def without_grafana(one: Stack) -> None:
-    """Leave it out, as an owner without its image would."""
-    one.override({"services": {"grafana": {"profiles": ["absent"]}}})
-
-
 def inside(one: Stack, url: str) -> str:
     """Ask from inside the stack, in the container that shows the figures."""
     program = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=20).read().decode())"
@@ -151,7 +146,7 @@ def rules(one: Stack) -> dict[str, dict[str, Any]]:
 def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The stack of a team, which runs and has been used."""
     with stack(tmp_path_factory.mktemp("watched"), "watched", TEAM, {"MLFLOW_WORKERS": "2"}) as one:
-        without_grafana(one)
+        one.without_grafana()
         one.up()
         one.make("backup")
         for _ in range(3):  # counts grow while Prometheus looks
@@ -259,7 +254,7 @@ def test_grafanas_door(team: Stack) -> None:
     assert outside(team, "/grafana/api/health?x=1", login).text == f"/grafana/api/health?x=1 {host} None"
     assert outside(team, "/grafana/api/health").status == 401
     team.compose("rm", "--force", "--stop", "grafana")
-    without_grafana(team)
+    team.without_grafana()
 
 
 SMALL = {
@@ -278,7 +273,7 @@ SMALL = {
 def test_a_small_stack(name: str, tmp_path: Path) -> None:
     """SQLite: the same with fewer parts. Without a proxy the server's port shows no figures either."""
     with stack(tmp_path, f"watched-{name}", SMALL[name], {"GRAFANA_PORT": str(free_port())}) as one:
-        without_grafana(one)
+        one.without_grafana()
         one.up()
         one.make("backup")
         assert until(120, lambda: not empty_after_load(one)), empty_panels(one)

@@ -621,6 +621,8 @@ def test_scenario(
         answers = scenario.given | {k: v for service in services.values() for k, v in service.answers.items()}
         it = Running(exits.enter_context(stack(tmp_path, scenario.name, answers)), services)
         row = in_table(scenario.name, it.stack)
+        if it.stack.answers.get("monitoring"):
+            it.stack.without_grafana()
 
         def passes(name: str, check: Callable[[], None]) -> None:
             row.checks += 1
