@@ -47,6 +47,7 @@ ALWAYS = {
     "mlflow/requirements/base.txt",
     "mlflow/requirements/build.in",
     "mlflow/requirements/build.txt",
+    "mlflow/requirements/left-out.in",
     "mlflow/requirements/transfer.in",
     "mlflow/requirements/transfer.txt",
     "scripts/artifacts-move.sh",
@@ -392,6 +393,8 @@ ALLOWED: tuple[tuple[str, str, re.Pattern[str]], ...] = (
         for part in ("local artifacts", "our own object store", "S3", "Azure", "Google", "sqlite")
         for path in ("transfer/", "scripts/artifacts-move.sh", "mlflow/requirements/transfer.in")
     ),
+    # MLflow's own exporter, which an owner may switch on.
+    ("watching", "stackops/stackops/preload.py", re.compile(r'(?m)^    "MLFLOW_EXPOSE_PROMETHEUS".*$')),
     # So are places for backups; and a backup of SQLite is loaded into PostgreSQL.
     *(
         (part, path, re.compile(r"(?s).*"))

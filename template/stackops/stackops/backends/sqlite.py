@@ -74,6 +74,14 @@ def settle(env: Mapping[str, str]) -> None:
     ready.rmdir()
 
 
+def unusable(path: Path, error: Exception) -> StackError:
+    """Return what to say about a file that cannot be used."""
+    return StackError(
+        f"the database file {path} cannot be used: {one_line(error)}; check that the folder belongs to "
+        "the user that runs the stack, that the disk is not full, and that the file is an SQLite database"
+    )
+
+
 def wait(env: Mapping[str, str], seconds: float) -> None:
     """Open (or create) the file and switch it to write-ahead logging: readers then work beside a writer.
 
@@ -88,10 +96,7 @@ def wait(env: Mapping[str, str], seconds: float) -> None:
             connection.execute("BEGIN IMMEDIATE")
             connection.rollback()
     except (OSError, sqlite3.Error) as error:
-        raise StackError(
-            f"the database file {path} cannot be used: {one_line(error)}; check that the folder belongs to "
-            "the user that runs the stack, that the disk is not full, and that the file is an SQLite database"
-        ) from None
+        raise unusable(path, error) from None
     if mode != "wal":
         raise StackError(f"{path.parent} cannot hold an SQLite database in WAL mode; use a local disk")
 
@@ -144,7 +149,14 @@ def outgrown(rows: Mapping[str, int]) -> str:
 
 @contextmanager
 def exclusive(env: Mapping[str, str]) -> Iterator[None]:
-    """Hold a lock file while the schema changes; others wait."""
-    with open(data_dir(env) / ".prepare.lock", "w") as lock:
+    """Hold a lock file while the schema changes; others wait. Raises StackError if it cannot be written.
+
+    SQLite lets whoever may only read begin to write, as long as a server has left its log behind.
+    """
+    try:
+        lock = open(data_dir(env) / ".prepare.lock", "w")  # noqa: SIM115 # it is closed below
+    except OSError as error:
+        raise unusable(database(env), error) from None
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
