@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
         if count:
             print(f"removed the temporary files of {count} servers that are gone", flush=True)
     os.environ.update(env)
-    if env["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "true":
+    if env["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"].lower() in ("true", "1"):  # as MLflow reads it
         # MLflow then looks after other processes beside the server, and needs its own.
         os.execve(sys.executable, settings.server_command(), env)
     preload.run()
