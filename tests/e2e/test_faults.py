@@ -270,7 +270,7 @@ def test_a_worker_dies(flagship: Stack, ledger: Path) -> None:
     assert len(two) == 2, two
     killed = min(two)
     flagship.compose("exec", "-T", "mlflow", "python", "-c", f"import os; os.kill({killed}, 9)")
-    until(lambda: len(workers() - {killed}) == 2, 30, "the worker is replaced")
+    until(lambda: len(workers() - {killed}) == 2, 90, "the worker is replaced")
     compare(flagship, ledger)
     assert flagship.compose("ps", "--format", "{{.Health}}", "mlflow").strip() == "healthy"
 
