@@ -133,7 +133,9 @@ class Stack:
 
     def without_grafana(self) -> None:
         """Leave Grafana out, whose image is not to be had where the tests run; everything else is watched."""
-        self.override({"services": {"grafana": {"profiles": ["absent"]}}})
+        path = self.folder / "compose.override.yaml"
+        model = (yaml.safe_load(path.read_text()) if path.exists() else None) or {}
+        self.override({**model, "services": {**model.get("services", {}), "grafana": {"profiles": ["absent"]}}})
 
     @property
     def url(self) -> str:

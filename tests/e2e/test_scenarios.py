@@ -621,8 +621,6 @@ def test_scenario(
         answers = scenario.given | {k: v for service in services.values() for k, v in service.answers.items()}
         it = Running(exits.enter_context(stack(tmp_path, scenario.name, answers)), services)
         row = in_table(scenario.name, it.stack)
-        if it.stack.answers.get("monitoring"):
-            it.stack.without_grafana()
 
         def passes(name: str, check: Callable[[], None]) -> None:
             row.checks += 1
@@ -634,6 +632,8 @@ def test_scenario(
             passes("init_names_what_is_missing", lambda: init_names_what_is_missing(it))
         for service in services.values():
             service.fill(it.stack)
+        if it.stack.answers.get("monitoring"):
+            it.stack.without_grafana()
         it.stack.up()
         results = json.loads(it.client("write").splitlines()[-1])
         it.known = results["known"]
