@@ -1,5 +1,6 @@
 """Tests that take long and watch over few files: they run when one of those has changed since the last release.
 
+Which files those are stands in the table here, or with one of many values of a test, in its mark `watches`.
 `make test-all` (pytest --everything) runs them whatever has changed, as before each release, and with them what is
 marked `full`: the same test with other values. They are left out, not skipped: the summary of a run says which.
 """
@@ -193,9 +194,9 @@ def changed() -> set[str] | None:
     return set(names.splitlines())
 
 
-def wanted(test: str, files: Iterable[str] | None) -> bool:
-    """Return whether a test runs when these files have changed (None: nobody knows)."""
-    patterns = [own for part, own in WATCHED.items() if test.startswith(part)]
+def wanted(test: str, files: Iterable[str] | None, *marked: str) -> bool:
+    """Return whether a test, with its mark's patterns, runs when these files have changed (None: nobody knows)."""
+    patterns = [own for part, own in WATCHED.items() if test.startswith(part)] + [marked] * bool(marked)
     if not patterns or files is None:
         return True
     watched = (*ALWAYS, *(pattern for own in patterns for pattern in own))
@@ -212,11 +213,15 @@ def leave_out(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
     if config.getoption("--everything"):
         return []
     files = changed()
-    out = [item for item in items if item.get_closest_marker("full") or not wanted(item.nodeid, files)]
+    out = [item for item in items if item.get_closest_marker("full") or not wanted(item.nodeid, files, *_marked(item))]
     if out:
         items[:] = [item for item in items if item not in out]
         config.hook.pytest_deselected(items=out)
     return sorted({item.nodeid.split("::")[0] for item in out})
+
+
+def _marked(item: pytest.Item) -> tuple[str, ...]:
+    return mark.args if (mark := item.get_closest_marker("watches")) else ()
 
 
 def _git(*words: str) -> str:

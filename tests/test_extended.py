@@ -27,6 +27,12 @@ def test_what_has_changed_decides(test: str, files: set[str] | None, runs: bool)
     assert wanted(test, files) == runs
 
 
+def test_a_mark_watches_too() -> None:
+    assert not wanted("tests/e2e/test_scenarios.py::test_scenario[x]", {"README.md"}, "template/*")
+    assert wanted("tests/e2e/test_scenarios.py::test_scenario[x]", {"template/x/y"}, "template/*")
+    assert wanted("tests/e2e/test_scenarios.py::test_scenario[x]", {"README.md"})
+
+
 def test_what_is_watched_is_there() -> None:
     """A renamed file would leave its tests out for ever."""
     for pattern in {*ALWAYS, *(pattern for own in WATCHED.values() for pattern in own)}:

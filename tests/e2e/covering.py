@@ -76,6 +76,17 @@ def covering(first: list[Answers], pool: list[Answers]) -> list[Answers]:
     return [*first, *(pool[index] for index in sorted(shortest))]
 
 
+def core(found: list[Scenario]) -> list[Scenario]:
+    """Return the stacks that only follow a purpose and as few others as greed finds, so that every value is started."""
+    chosen = [scenario for scenario in found if scenario.given.keys() == {"purpose"}]
+    missing = set().union(*(scenario.answers.items() for scenario in found))
+    missing -= set().union(*(scenario.answers.items() for scenario in chosen))
+    while missing:
+        chosen.append(max(found, key=lambda scenario: len(missing & scenario.answers.items())))
+        missing -= chosen[-1].answers.items()
+    return chosen
+
+
 def scenarios() -> list[Scenario]:
     """Return the scenarios: each purpose with nothing but its defaults, then what else the pairs need."""
     alone = {purpose: defaults(purpose) for purpose in choices("purpose")}

@@ -7,7 +7,7 @@ import copier
 import pytest
 import yaml
 from combinations import DOMAINS, PREFIXES, ROOT, choices, questions, refusal, valid
-from covering import STRANGERS, TWICE, candidates, covering, pairs, scenarios
+from covering import STRANGERS, TWICE, candidates, core, covering, pairs, scenarios
 
 SCENARIOS = scenarios()
 
@@ -18,6 +18,12 @@ def test_every_value_of_every_question_is_started_twice() -> None:
     count = Counter(item for scenario in SCENARIOS for item in scenario.answers.items())
     rare = [f"{name}={value!r}" for name in values for value in values[name] if count[name, value] < TWICE]
     assert not rare, rare
+
+
+def test_every_run_starts_every_value() -> None:
+    started = {item for scenario in core(SCENARIOS) for item in scenario.answers.items()}
+    assert started == {item for scenario in SCENARIOS for item in scenario.answers.items()}
+    assert len(core(SCENARIOS)) <= len(SCENARIOS) / 2
 
 
 def test_every_pair_that_can_work_is_started() -> None:

@@ -22,11 +22,14 @@ from typing import Any
 
 import outside
 import pytest
-from covering import Scenario, scenarios
+from covering import Scenario, core, scenarios
 from stacks import HERE, Stack, leftovers, run, stack
 
 STOCK_CLIENT = (HERE / "stock_client.py").read_text()
 STORES_OF_OUR_OWN = ("seaweedfs", "minio")
+SCENARIOS = scenarios()
+# The core starts every value; pairs of values are started when what is rendered has changed, or how it is tested.
+PAIRS = pytest.mark.watches("template/*", "extensions/*", "copier.yml", "tests/e2e/*")
 
 
 @dataclass
@@ -607,7 +610,13 @@ def checks(it: Running, scenario: Scenario) -> Iterable[Check]:
         yield from FURTHER[scenario.given["purpose"]]
 
 
-@pytest.mark.parametrize("scenario", scenarios(), ids=lambda scenario: scenario.name)
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        pytest.param(scenario, id=scenario.name, marks=[] if scenario in core(SCENARIOS) else PAIRS)
+        for scenario in SCENARIOS
+    ],
+)
 def test_scenario(
     scenario: Scenario, tmp_path: Path, subtests: pytest.Subtests, in_table: Callable[[str, Stack], Any]
 ) -> None:
