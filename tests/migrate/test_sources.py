@@ -9,6 +9,9 @@ import moving
 import oracle
 import psycopg2
 import pytest
+from test_sqlite_target import own
+
+__all__ = ["own"]  # a fixture
 
 FOLDER = """
 import mlflow, sys
@@ -78,6 +81,23 @@ def test_an_ordinary_folder(mover, mlruns):
         assert cursor.fetchone()[0] == 2
         cursor.execute("SELECT count(*) FROM runs WHERE artifact_uri LIKE 'mlflow-artifacts:/%/artifacts'")
         assert cursor.fetchone()[0] == 2
+    assert oracle.schema(mover.server.container, mover.database) == oracle.fresh(mover.server.container)
+
+
+def test_a_folder_by_way_of_sqlite(mover, another, own, mlruns):
+    """From a folder into a stack with SQLite, and later from there into PostgreSQL: as if it had come at once."""
+    words = ("--artifacts", f"file://{mlruns}=mlflow-artifacts:,{mlruns}=mlflow-artifacts:")
+    own.run(mlruns, *words)
+    # SQLite has room for a folder's long numbers, PostgreSQL has not, and says so.
+    assert "FIX=renumber" in mover.run(own.database, fails=True)
+    assert "verified: 64 tables" in mover.run(own.database, "--fix", "renumber")
+    at_once = another()
+    at_once.run(mlruns, *words)
+    # MLflow numbers a model's input of a run by lot.
+    unnumber = "UPDATE inputs SET input_uuid = md5(source_id || destination_id)"
+    for one in (mover, at_once):
+        one.server.sql(unnumber, one.database)
+    assert oracle.content(mover.dsn) == oracle.content(at_once.dsn)
     assert oracle.schema(mover.server.container, mover.database) == oracle.fresh(mover.server.container)
 
 
