@@ -8,12 +8,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import outside
 import pytest
 from browser import Visit, undisturbed
+from journeys import Shell
 from playwright.sync_api import expect
-from stacks import HERE, Stack, stack
+from stacks import HERE, ROOT, Stack, stack
+from test_journeys import environment, gone_afterwards, template
 
 # Chromium drops its connections whenever a container comes or goes.
 pytestmark = pytest.mark.alone
@@ -122,6 +125,29 @@ def test_people_log_in_at_the_provider(started: Stack) -> None:
     doors = started.doors | started.provider.doors
     undisturbed(started, partial(sign_in_and_out, started), doors, signs_in=False)
     undisturbed(started, partial(refused_at_the_door, started), doors, signs_in=False)
+
+
+def test_the_page_leads_to_a_login(tmp_path: Path) -> None:
+    """docs/single-sign-on.md from nothing to a logged-in browser, its commands as printed; then somebody logs in."""
+    page = ROOT / "docs" / "single-sign-on.md"
+    with outside.provider() as provider:
+        port = provider.answers["http_port"]
+        made = Stack(tmp_path / "mlflow-stack")
+        shell = Shell(tmp_path, environment(), template("mlflow-stack", port))
+        with gone_afterwards(made):
+            try:
+                shell.play(page, "## From nothing to a logged-in browser", "### 3. Fill in what the provider gives you")
+                outside.Outside.fill(provider, made)  # and nothing else: the page says no more
+                shell.play(page, "### 3. Fill in what the provider gives you", "## Who gets in, and what they may do")
+            finally:
+                shell.close()
+            undisturbed(made, partial(logged_in, made), made.doors | provider.doors, signs_in=False)
+
+
+def logged_in(stack: Stack, seen: Visit, word: str) -> None:
+    """Somebody logs in on the provider's page and sees MLflow's."""
+    sign_in(seen, stack.url, "ada@example.com")
+    seen.sees("Experiments")
 
 
 def test_a_program_works_with_a_token_of_the_stack(started: Stack) -> None:
