@@ -90,11 +90,13 @@ def releases() -> dict[str, Promises]:
     return {version: Promises(**added) for version, added in read()["releases"].items()}
 
 
-def promised() -> Promises:
-    """Return what all releases together have promised."""
+def promised(newest: str = "") -> Promises:
+    """Return what all releases together have promised, or those up to the one named."""
     total = Promises()
-    for added in releases().values():
+    for version, added in releases().items():
         total = total.and_(added)
+        if version == newest:
+            break
     return total
 
 
