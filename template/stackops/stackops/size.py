@@ -6,7 +6,6 @@ between them. Counts every row, and looks through the store for at most half a m
 
 import argparse
 import re
-import shutil
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -22,7 +21,6 @@ WINDOW = 30
 """Days over which growth is measured."""
 PATIENCE = 30.0
 """Seconds for the look through the store."""
-NOTHING = "nothing grows on it"
 CLOSE = 1.1
 """A setting that is within this factor of the advised one is left as it is."""
 RUNS = ("runs", "metrics", "latest_metrics", "params", "tags", "logged_models", "inputs", "datasets")
@@ -218,8 +216,10 @@ def machine(cpus: int, memory: int, used: list[Use]) -> str:
 def prospects(used: list[Use]) -> list[str]:
     """Return how long each disk lasts."""
     if len(used) == 1:
-        return [duration(used[0].lasts) if used[0].growth else NOTHING]
-    return [f"of {one.of}: {human(one.disk.free)} free, {duration(one.lasts)}" for one in used] or [NOTHING]
+        return [duration(used[0].lasts) if used[0].growth else "nothing grows on it"]
+    return [f"of {one.of}: {human(one.disk.free)} free, {duration(one.lasts)}" for one in used] or [
+        "nothing that grows is on one of this machine"
+    ]
 
 
 def days_left(free: int, growth: float) -> float:
