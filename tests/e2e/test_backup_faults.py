@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from history import History
 from saving import containers, destroy, drilled, errors, inside, kill, last, pool, sets, start, until
 from stacks import Stack, leftovers, run, stack
 from test_rotate_secrets import GET, PUT
+from test_upgrade import forget_images, make_older
 
 pytestmark = pytest.mark.docker
 
@@ -229,6 +231,22 @@ def test_few_stay(laptop: tuple[Stack, History]) -> None:
     history.read()
 
 
+def test_a_clock_that_was_ahead(laptop: tuple[Stack, History]) -> None:
+    """A backup that was made when the clock was years ahead is not newer than the one that follows."""
+    one, history = laptop
+    backups = one.folder / "backups"
+    ahead, following = "20990101T000000Z", "20990101T000001Z"
+    one.make("backup")
+    (backups / sets(backups)[-1]).rename(backups / ahead)  # no other file has the name in it
+    history.write("after the clock was set right")
+    assert f"made {following} in ./backups" in one.make("backup")
+    assert re.search(rf"^backup: {following} in \./backups, just now$", one.make("status"), re.MULTILINE)
+    assert ahead in sets(backups), "the older ones go first"
+    destroy(one)
+    assert f"restored {following}" in one.make("restore")
+    history.read()
+
+
 def test_into_postgres(laptop: tuple[Stack, History]) -> None:
     """A laptop's backup goes into a team's stack, and from there into one with a folder again."""
     one, history = laptop
@@ -349,27 +367,68 @@ def test_a_team(tmp_path: Path) -> None:
         assert "there is no backup in wasbs:" in one.make("restore", f"FROM={in_azure[0]}x", fails=True)
 
 
-def test_everything_is_somewhere_else(tmp_path: Path) -> None:
-    """A managed database and Azure: both are gone, and the backup is loaded into two new ones."""
-    answers = {"backend": "managed", "artifact_store": "azure", "reverse_proxy": "none", "auth": "none"}
-    with contextlib.ExitStack() as old:
-        database, blobs = old.enter_context(outside.managed_postgres()), old.enter_context(outside.azurite())
-        with stack(tmp_path, "backup-cloud", {**answers, **blobs.answers}) as one:
-            database.fill(one), blobs.fill(one)
-            one.up()
-            history = History(one)
-            history.write("first")
-            one.make("backup")
-            drilled(one)
-            old.close()
-            destroy(one)
-            with outside.managed_postgres() as database, outside.azurite() as blobs:
-                one.make("init")
-                database.fill(one), blobs.fill(one)
-                said = one.make("restore")
-                assert "counts and checksums are right" in said
-                history.read()
-                one.make("check")
+WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'mlflow' AND wait_event_type = 'Lock'"
+HOLD = "BEGIN; LOCK TABLE experiments; SELECT pg_sleep(300)"
+LET_GO = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(300)'"
+
+
+def test_into_another_mlflow(tmp_path: Path) -> None:
+    """PostgreSQL, saved by MLflow 3.16: altered, killed while it is loaded, and migrated; the way back is refused."""
+    answers = {"backend": "postgres", "artifact_store": "local", "reverse_proxy": "none", "auth": "none"}
+    with stack(tmp_path, "backup-older", answers) as one, contextlib.ExitStack() as kit:
+        kit.callback(forget_images, one)
+        psql = ("exec", "-T", "postgres", "psql", "--username", "postgres", "--tuples-only", "mlflow", "--command")
+        files = {"now": make_older(one)}
+        files["then"] = {path: (one.folder / path).read_text() for path in files["now"]}
+
+        def asks_for(when: str) -> None:
+            for path, text in files[when].items():
+                (one.folder / path).write_text(text)
+
+        def version() -> str:
+            code = "from importlib.metadata import version; print(version('mlflow'))"
+            return one.compose("exec", "-T", "mlflow", "python", "-c", code).strip()
+
+        one.up()
+        assert version() == "3.16.1"
+        history = History(one)
+        history.write("first")
+        one.make("backup")
+        backups = one.folder / "backups"
+        (name,) = sets(backups)
+        destroy(one)
+        asks_for("now")
+        one.up()
+        assert version() == "3.17.2"
+
+        dump, running = backups / name / "database.dump", since(one)
+        before = dump.read_bytes()
+        for altered in (before[: len(before) // 2], before[:-1] + bytes([before[-1] ^ 1])):
+            dump.write_bytes(altered)
+            said = one.make("restore", fails=True)
+            assert "is damaged: database.dump" in said and len(errors(said)) == 1, said
+        dump.write_bytes(before)
+        assert since(one) == running
+
+        holder = subprocess.Popen(["docker", "compose", *psql, HOLD], cwd=one.folder, stderr=subprocess.DEVNULL)
+        kill(one, ("restore",), lambda: int(one.compose(*psql, WAITING)) > 0)
+        one.compose(*psql, LET_GO)
+        holder.wait(timeout=60)
+        assert f"run 'make restore FROM=./backups AT={name}' again" in one.make("up", fails=True)
+        assert "counts and checksums are right" in one.make("restore")
+        assert version() == "3.17.2"
+        history.read()
+        one.make("check")
+
+        one.make("backup")
+        newer = sets(backups)[-1]
+        destroy(one)
+        asks_for("then")
+        said = one.make("restore", f"AT={newer}", fails=True)
+        assert f"the backup {newer} comes from a newer MLflow (3.17.2, " in said and len(errors(said)) == 1, said
+        one.make("restore", f"AT={name}")
+        assert version() == "3.16.1"
+        history.read()
 
 
 def test_by_the_clock(tmp_path: Path) -> None:

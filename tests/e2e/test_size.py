@@ -22,6 +22,9 @@ def test_the_advice_is_taken(tmp_path: Path) -> None:
     answers = {"backend": "postgres", "artifact_store": "local", "reverse_proxy": "none", "auth": "none"}
     small = {"MLFLOW_MEMORY": "1g", "POSTGRES_MEMORY": "768m", "MLFLOW_WORKERS": "1"}
     with stack(tmp_path, "size", answers, small) as one:
+        # The artifacts are on a disk of their own, which the engine makes; it is empty whenever nobody uses it.
+        disk = {"type": "tmpfs", "device": "tmpfs", "o": "size=64m,mode=1777"}
+        one.override({"volumes": {"mlflow-data": {"driver_opts": disk}}})
         assert "make up" in one.make("size", fails=True)
         one.up()
         one.client(RUN)
@@ -31,6 +34,10 @@ def test_the_advice_is_taken(tmp_path: Path) -> None:
         assert re.search(r"^rows .*\b1 runs, 1 metric points", said, re.MULTILINE), said
         size = re.search(r"^artifacts +([\d.]+) KiB, about", said, re.MULTILINE)
         assert size and 97 < float(size[1]) < 110, said
+        # 100 KB a day fill 64 MiB in 670 days; the database is where there is more room.
+        assert re.search(r"^disk +of the database: \d+\.\d GiB free, lasts for", said, re.MULTILINE), said
+        days = re.search(r"^disk +of the artifacts: 63\.\d MiB free, full in about (\d+) days", said, re.MULTILINE)
+        assert days and 600 < int(days[1]) < 700, said
         assert "1 workers with 2 pools of 10 + 5 connections: at most 30 of 100" in said
         advised = dict(line.split("=", 1) for line in said.splitlines() if re.match("[A-Z_]+=", line))
         assert {"MLFLOW_MEMORY", "POSTGRES_MEMORY", "POSTGRES_SHARED_BUFFERS"} <= advised.keys(), said

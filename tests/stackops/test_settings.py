@@ -1,5 +1,6 @@
 """What the server gets: its environment, its private files, its command line."""
 
+import socket
 import stat
 import subprocess
 import sys
@@ -179,3 +180,14 @@ def test_names_that_mlflow_hands_over():
         "MLFLOW_STATIC_PREFIX": STATIC_PREFIX_ENV_VAR,
         "MLFLOW_EXPOSE_PROMETHEUS": PROMETHEUS_EXPORTER_ENV_VAR,
     }
+
+
+def test_an_answer_is_sent_at_once():
+    """The socket that uvicorn's workers share: a connection that comes of it does not keep small pieces back."""
+    config = pytest.importorskip("uvicorn").Config("x:y", host="127.0.0.1", port=0, workers=2)
+    with preload.at_once(type(config).bind_socket)(config) as shared:
+        shared.listen()
+        with socket.create_connection(shared.getsockname()), shared.accept()[0] as one:
+            assert one.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    with type(config).bind_socket(config) as plain:
+        assert not plain.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY), "uvicorn does it by itself now"

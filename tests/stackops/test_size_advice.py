@@ -1,14 +1,13 @@
 """`stackops size`: counts, growth and advice."""
 
 import io
-import shutil
 import time
 from types import SimpleNamespace
 
 import pytest
 from stackops import size, sizing
 from stackops.errors import StackError
-from stackops.size import Advice, Measure
+from stackops.size import Advice, Disk, Measure, Use
 
 NOW = time.time()
 DAY = 86400
@@ -85,14 +84,47 @@ def test_connections_at_a_database_elsewhere(workers, engines, limit, expected):
     sizing.pool(value, workers, engines)
 
 
+def test_disks():
+    """What is on one disk grows together; what is on two has a number of days each."""
+    growths = {"database": 1 << 30, "artifacts": 3 << 30}
+    one, other = Disk(1, 40 << 30, 100 << 30), Disk(2, 30 << 30, 50 << 30)
+    (both,) = size.uses({"database": one, "artifacts": one}, growths)
+    assert (both.of, both.lasts) == ("the database and the artifacts", 10)
+    assert size.machine(2, 8 << 30, [both]).endswith("8.0 GiB of memory, 40.0 GiB of the disk free")
+    assert size.prospects([both]) == ["full in about 10 days at this pace"]
+
+    apart = size.uses({"database": one, "artifacts": other}, growths)
+    assert size.machine(2, 8 << 30, apart).endswith("8.0 GiB of memory")
+    assert size.prospects(apart) == [
+        "of the database: 40.0 GiB free, full in about 40 days at this pace",
+        "of the artifacts: 30.0 GiB free, full in about 10 days at this pace",
+    ]
+    (alone,) = size.uses({"database": None, "artifacts": other}, growths)
+    assert size.prospects([alone]) == ["full in about 10 days at this pace"]
+    assert size.prospects(size.uses({"database": one, "artifacts": None}, {**growths, "database": 0})) == [
+        "nothing grows on it"
+    ]
+    assert size.prospects(size.uses({"database": None, "artifacts": None}, growths)) == [
+        "nothing that grows is on one of this machine"
+    ]
+
+
+def test_a_disk_is_read():
+    assert size.disk_given("65024 4096 10 100\n") == Disk(65024, 40960, 409600)
+    with pytest.raises(ValueError):
+        size.disk_given("")
+
+
 def test_warnings():
-    roomy, full = SimpleNamespace(free=90, total=100), SimpleNamespace(free=5, total=100)
-    assert size.warnings({"STACK_BACKEND": "sqlite"}, {"metrics": 10}, None, roomy) == []
-    assert (
-        "SQLite holds 6,000,000" in size.warnings({"STACK_BACKEND": "sqlite"}, {"metrics": 6_000_000}, None, roomy)[0]
-    )
-    for lasts, disk in ((None, full), (10.0, roomy)):
-        assert "make gc" in size.warnings({"STACK_BACKEND": "sqlite"}, {"metrics": 0}, lasts, disk)[0]
+    def warned(rows, free, growth):
+        used = [Use(Disk(1, 90, 100), "the database", 0.0), Use(Disk(2, free, 100), "the artifacts", growth)]
+        return size.warnings({"STACK_BACKEND": "sqlite"}, {"metrics": rows}, used)
+
+    assert warned(10, 90, 0.5) == []
+    assert "SQLite holds 6,000,000" in warned(6_000_000, 90, 0.0)[0]
+    for free, growth in ((5, 0.0), (90, 9.0)):
+        (said,) = warned(0, free, growth)
+        assert said.startswith("The disk of the artifacts: 'make gc'")
 
 
 @pytest.fixture
@@ -112,16 +144,17 @@ def stack(tmp_path, monkeypatch):
     env |= {"MLFLOW_WORKERS": "1"}
     monkeypatch.setattr(size.settings, "adopt", lambda: env)
     monkeypatch.setattr(size.sys, "stdin", io.StringIO("MLFLOW_MEMORY=2048m\t1g\tRoom.\n"))
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=80 << 30, total=100 << 30))
     return env
 
 
 def test_all_of_it(stack, capsys):
-    size.run(SimpleNamespace(cpus=2, memory=8 << 30, database_here=True, artifacts_here=True))
+    disk = Disk(1, 80 << 30, 100 << 30)
+    size.run(SimpleNamespace(cpus=2, memory=8 << 30, database_disk=disk, artifacts_disk=disk))
     said = capsys.readouterr().out
     assert "machine    2 CPUs, 8.0 GiB of memory, 80.0 GiB of the disk free\n" in said
     assert "1 experiments, 3 runs, 3 metric points, 0 logged models" in said
     assert "artifacts  4.9 KiB, about 4.9 KiB more a day\n" in said
+    assert "disk       lasts for more than ten years at this pace\n" in said
     assert "server     1 workers\n" in said
     assert said.endswith("# For .env; then 'make up'.\n# Now 1g. Room.\nMLFLOW_MEMORY=2048m\n")
     rows, database = size.measure_database(stack, NOW)

@@ -6,7 +6,6 @@ between them. Counts every row, and looks through the store for at most half a m
 
 import argparse
 import re
-import shutil
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -57,12 +56,40 @@ class Measure:
     whole: bool = True
 
 
+@dataclass(frozen=True)
+class Disk:
+    """The kernel's number of a disk, its free bytes and its size."""
+
+    device: int
+    free: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Use:
+    """A disk, what of the stack grows on it, and by how many bytes in a day."""
+
+    disk: Disk
+    of: str
+    growth: float
+
+    @property
+    def lasts(self) -> float:
+        """The days until it is full."""
+        return days_left(self.disk.free, self.growth)
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
     parser.add_argument("--cpus", type=int, required=True, help="CPUs of the machine")
     parser.add_argument("--memory", type=int, required=True, help="bytes of memory of the machine")
-    parser.add_argument("--database-here", action="store_true", help="the database is on this disk")
-    parser.add_argument("--artifacts-here", action="store_true", help="the artifacts are on this disk")
+    for what in ("database", "artifacts"):
+        parser.add_argument(
+            f"--{what}-disk",
+            type=disk_given,
+            metavar="'DEVICE BLOCK FREE TOTAL'",
+            help=f"the disk of this machine that has the {what}, as stat describes it where they are",
+        )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -72,21 +99,21 @@ def run(args: argparse.Namespace) -> None:
     now = time.time()
     rows, database = measure_database(env, now)
     artifacts = measure_artifacts(settings.store(env).items(env), now, time.monotonic)
-    disk = shutil.disk_usage(env.get("DATA_DIR") or env.get("TMPDIR") or "/var/tmp")
-    print(f"machine    {args.cpus} CPUs, {human(args.memory)} of memory, {human(disk.free)} of the disk free")
+    homes = {"database": args.database_disk, "artifacts": args.artifacts_disk}
+    used = uses(homes, {"database": database.growth, "artifacts": artifacts.growth})
+    print(machine(args.cpus, args.memory, used))
     print(
         "rows       "
         + ", ".join(f"{number:,} {SHOWN[name]}" for name, number in rows.items() if name in SHOWN)
     )
     print(f"database   {told(database)}")
     print(f"artifacts  {told(artifacts)}")
-    here = args.database_here * database.growth + args.artifacts_here * artifacts.growth
-    lasts = days_left(disk.free, here)
-    print(f"disk       {duration(lasts) if here else 'nothing grows on it'}")
+    for line in prospects(used):
+        print(f"disk       {line}")
     if (limit := limit_of(env)) is not None:
         advised.append(limit)
     print(pools(env))
-    for sentence in warnings(env, rows, lasts if here else None, disk):
+    for sentence in warnings(env, rows, used):
         print(f"\n{sentence}")
     print(f"\n{block(advised)}")
 
@@ -162,6 +189,39 @@ def measure_artifacts(items: Iterable[tuple[str, int, float]], now: float, clock
     return Measure(size, new / span(first, now))
 
 
+def disk_given(text: str) -> Disk:
+    """Return the disk that the four numbers of scripts/size.sh stand for. Raises ValueError."""
+    device, block, free, total = (int(word) for word in text.split())
+    return Disk(device, block * free, block * total)
+
+
+def uses(homes: Mapping[str, Disk | None], growths: Mapping[str, float]) -> list[Use]:
+    """Return every disk once; what grows on the same one, grows together."""
+    found: dict[int, Use] = {}
+    for what, disk in homes.items():
+        if disk is None:
+            continue  # it is not on this machine
+        before = found.get(disk.device, Use(disk, "", 0.0))
+        of = " and ".join(filter(None, (before.of, f"the {what}")))
+        found[disk.device] = Use(disk, of, before.growth + growths[what])
+    return list(found.values())
+
+
+def machine(cpus: int, memory: int, used: list[Use]) -> str:
+    """Return what the machine has; where there are two disks, each has a line of its own."""
+    text = f"machine    {cpus} CPUs, {human(memory)} of memory"
+    return f"{text}, {human(used[0].disk.free)} of the disk free" if len(used) == 1 else text
+
+
+def prospects(used: list[Use]) -> list[str]:
+    """Return how long each disk lasts."""
+    if len(used) == 1:
+        return [duration(used[0].lasts) if used[0].growth else "nothing grows on it"]
+    return [f"of {one.of}: {human(one.disk.free)} free, {duration(one.lasts)}" for one in used] or [
+        "nothing that grows is on one of this machine"
+    ]
+
+
 def days_left(free: int, growth: float) -> float:
     """Return in how many days the disk is full."""
     return free / growth if growth > 0 else float("inf")
@@ -205,13 +265,16 @@ def limit_of(env: Mapping[str, str]) -> Advice | None:
     return Advice("DB_MAX_CONNECTIONS", str(value), env.get("DB_MAX_CONNECTIONS") or "50", why)
 
 
-def warnings(env: Mapping[str, str], rows: Mapping[str, int], lasts: float | None, disk) -> list[str]:
+def warnings(env: Mapping[str, str], rows: Mapping[str, int], used: Iterable[Use]) -> list[str]:
     """Return what no setting mends."""
     found = []
     if (outgrown := getattr(settings.backend(env), "outgrown", None)) and (sentence := outgrown(rows)):
         found.append(sentence)
-    if disk.free < disk.total / 10 or (lasts is not None and lasts < 90):
-        found.append("The disk: 'make gc' shows what users have deleted; or move to a bigger one.")
+    for one in used:
+        if one.disk.free < one.disk.total / 10 or one.lasts < 90:
+            found.append(
+                f"The disk of {one.of}: 'make gc' shows what users have deleted; or move to a bigger one."
+            )
     return found
 
 
