@@ -177,6 +177,15 @@ WATCHED: dict[str, tuple[str, ...]] = {
         "extensions/compose/*",
         "tests/e2e/names.py",
     ),
+    "tests/e2e/test_overload.py": (
+        *(
+            f"template/stackops/stackops/{name}.py"
+            for name in ("app", "failures", "preload", "serve", "settings", "sizing")
+        ),
+        "template/stackops/stackops/backends/*",
+        "template/scripts/sizing.sh*",
+        "template/nginx/*",
+    ),
     "tests/e2e/test_nginx_fork.py": ("template/nginx/*", "extensions/compose/nginx.yaml.jinja"),
     "tests/e2e/test_big_files.py::test_2_gib": (
         "template/stackops/stackops/app.py",

@@ -196,3 +196,24 @@ def test_a_connection_outlives_an_exception(wrapped, caplog):
     finally:
         server.should_exit = True
         thread.join()
+
+
+def test_who_finds_no_connection_may_try_again(monkeypatch, tmp_path):
+    """Without it MLflow answers 400."""
+    import sqlalchemy
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.db.utils import _get_managed_session_maker
+    from sqlalchemy.orm import sessionmaker
+    from sqlalchemy.pool import QueuePool
+
+    monkeypatch.setattr(QueuePool, "_do_get", QueuePool._do_get)  # it is put back afterwards
+    engine = sqlalchemy.create_engine(
+        f"sqlite:///{tmp_path}/x.db", poolclass=QueuePool, pool_size=1, max_overflow=0, pool_timeout=0.01
+    )
+    session = _get_managed_session_maker(sessionmaker(engine), "sqlite")
+    for status in (400, 503):
+        with engine.connect(), pytest.raises(MlflowException) as raised, session():
+            pass
+        assert raised.value.get_http_status_code() == status
+        failures.let_wait()
+    assert "all connections to the database were in use" in str(raised.value)

@@ -66,6 +66,7 @@ def create_app() -> FastAPI:
     # MLflow imports this when somebody first asks for a job, and holds a lock meanwhile that every import
     # needs: with another request at that moment, both wait for each other, and all others for them.
     importlib.import_module("mlflow.server.jobs.utils")
+    failures.let_wait()
     app.add_exception_handler(Exception, failures.answer)
     build = app.build_middleware_stack
     app.build_middleware_stack = lambda: failures.Answered(build())

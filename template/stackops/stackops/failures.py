@@ -1,4 +1,5 @@
-"""What clients are told when the artifact store fails, or when they send something else than a JSON object.
+"""What clients are told when the artifact store fails, when no connection to the database is left for them, or
+when they send something else than a JSON object.
 
 MLflow itself would say Internal Server Error.
 
@@ -121,6 +122,29 @@ class Answered:
             if not complete:
                 raise
             log.exception("Exception in ASGI application")
+
+
+class AllInUse(Exception):
+    """No connection to the database became free in time."""
+
+
+def let_wait() -> None:
+    """Answer a request for which no connection to the database became free with 503: clients try again.
+
+    MLflow makes 400 of SQLAlchemy's own exception, which ends a training run as if it were to blame.
+    """
+    from sqlalchemy import exc, pool
+
+    take = pool.QueuePool._do_get
+
+    def take_in_time(self: pool.QueuePool) -> Any:
+        try:
+            return take(self)
+        except exc.TimeoutError as error:
+            told = AllInUse(f"all connections to the database were in use for {self.timeout():.0f} s")
+            raise exc.OperationalError(None, None, told) from error
+
+    pool.QueuePool._do_get = take_in_time
 
 
 def is_object(body: bytes) -> bool:
