@@ -1,4 +1,4 @@
-"""What clients are told when the artifact store fails, when no connection to the database is left for them, or
+"""What clients are told when the artifact store fails, when the database has no connection left for them, or
 when they send something else than a JSON object.
 
 MLflow itself would say Internal Server Error.
