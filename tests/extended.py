@@ -177,6 +177,10 @@ WATCHED: dict[str, tuple[str, ...]] = {
         "extensions/compose/*",
         "tests/e2e/names.py",
     ),
+    "tests/e2e/test_jobs.py": (
+        *(f"template/stackops/stackops/{name}.py" for name in ("app", "preload", "serve", "settings")),
+        "extensions/compose/mlflow.yaml.jinja",
+    ),
     "tests/e2e/test_overload.py": (
         *(
             f"template/stackops/stackops/{name}.py"
