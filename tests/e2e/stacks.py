@@ -1,6 +1,7 @@
 """Renders a stack, starts it as its owner would, removes every trace of it; and clients that see it from outside."""
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import os
@@ -241,9 +242,22 @@ class Stack:
 
     def up(self) -> None:
         """`make up`, and remember how long it took."""
-        start = time.monotonic()
-        self.make("up")
-        self.seconds_to_ready = time.monotonic() - start
+        with first_build(self.settings().get("MLFLOW_IMAGE", self.name)):
+            start = time.monotonic()
+            self.make("up")
+            self.seconds_to_ready = time.monotonic() - start
+
+
+@contextlib.contextmanager
+def first_build(image: str) -> Iterator[None]:
+    """Let nobody else build an image of this name at the same time.
+
+    Two builds would make two images, and the second would take the name under a stack that runs with the first.
+    """
+    with open(Path(tempfile.gettempdir(), f"{image.replace(':', '-').replace('/', '-')}.lock"), "w") as lock:
+        if run("docker", "image", "inspect", image).returncode:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def swept(project: str) -> None:
