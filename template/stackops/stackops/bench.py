@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
 def measure(args: argparse.Namespace, length: int) -> None:
     """Measure, and print the table and the advice."""
     from stackops.benching.around import PREFIX, TAG
-    from stackops.benching.load import CLIENTS, Measuring
+    from stackops.benching.load import CLIENTS, Measuring, usual
 
     name = f"{PREFIX}{uuid.uuid4().hex[:12]}"
     facts = json.loads(args.facts)
@@ -81,6 +81,7 @@ def measure(args: argparse.Namespace, length: int) -> None:
 
         mlflow.set_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])
         client = MlflowClient()
+        before = usual()
         experiment = client.create_experiment(name, tags={TAG: ""})
     except Exception as error:
         raise StackError(f"the stack does not answer: {one_line(error)}; see 'make status'") from error
@@ -98,8 +99,10 @@ def measure(args: argparse.Namespace, length: int) -> None:
                 if not args.json:
                     print(line(figure), flush=True)
     mine = (time.process_time() - used) / (time.monotonic() - began)
-    sentences = advise(figures, known, mine)
-    print(as_json(figures, known, mine, sentences) if args.json else told(known, sentences), flush=True)
+    sentences = advise(figures, known, mine, before)
+    print(
+        as_json(figures, known, mine, before, sentences) if args.json else told(known, sentences), flush=True
+    )
 
 
 def heading() -> str:
@@ -130,13 +133,20 @@ def told(facts: Facts, sentences: Sequence[str]) -> str:
     )
 
 
-def as_json(figures: Sequence[Figure], facts: Facts, client: float, sentences: Sequence[str]) -> str:
+def as_json(
+    figures: Sequence[Figure],
+    facts: Facts,
+    client: float,
+    before: float | None,
+    sentences: Sequence[str],
+) -> str:
     """Return everything for machines; times in seconds."""
     return json.dumps(
         {
             "figures": [dataclasses.asdict(figure) for figure in figures],
             "stack": dataclasses.asdict(facts),
             "client": client,
+            "busy_before": before,
             "advice": list(sentences),
         },
         indent=2,

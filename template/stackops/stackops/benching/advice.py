@@ -11,6 +11,8 @@ BATCH = 50
 """Values in one log_batch."""
 BUSY = 0.9
 """Of the machine's processors: above that they are what everything waits for."""
+DISTURBED = 0.5
+"""Of them, before anything is measured: then the figures are not the stack's."""
 SLOW_SYNC = 0.005
 SLOW_ROUND = 0.003
 """Seconds for a disk to have what was written, and for a question to the database and back."""
@@ -62,14 +64,17 @@ def milliseconds(seconds: float) -> str:
     return f"{value:.2f} ms" if value < 1 else f"{value:.1f} ms" if value < 10 else f"{value:,.0f} ms"
 
 
-def advise(figures: Sequence[Figure], facts: Facts, client: float | None = None) -> list[str]:
+def advise(
+    figures: Sequence[Figure], facts: Facts, client: float | None = None, before: float | None = None
+) -> list[str]:
     """Return sentences, the one that matters most first; at least one.
 
-    `client`: how much of one processor the measuring client itself took, from 0 to 1.
+    `client`: how much of one processor the measuring client itself took, and `before`: how much of all of
+    them was in use when nothing was measured yet, from 0 to 1.
     """
     by = {figure.name: figure for figure in figures}
-    found = [*_workers(facts), *_waiting(facts), *_store(by, facts)]
-    found += _busy(by, facts, client)
+    found = _disturbed(before)
+    found += [*_workers(facts), *_waiting(facts), *_store(by, facts), *_busy(by, facts, client, before)]
     metric = by.get("log_metric")
     if not found and metric and metric.rate < SLOW_WRITES * max(1, min(facts.workers, facts.cpus)):
         found.append(
@@ -80,6 +85,15 @@ def advise(figures: Sequence[Figure], facts: Facts, client: float | None = None)
     if not found:
         found.append("Nothing holds this stack up: the settings fit the machine.")
     return found + _batches(by)
+
+
+def _disturbed(before: float | None) -> list[str]:
+    if (before or 0) < DISTURBED:
+        return []
+    return [
+        f"Something else kept the processors busy ({before:.0%} before this began): the stack does more when it "
+        "has ended; measure again then."
+    ]
 
 
 def _workers(facts: Facts) -> list[str]:
@@ -132,11 +146,11 @@ def _store(by: Mapping[str, Figure], facts: Facts) -> list[str]:
     return found
 
 
-def _busy(by: Mapping[str, Figure], facts: Facts, client: float | None) -> list[str]:
+def _busy(by: Mapping[str, Figure], facts: Facts, client: float | None, before: float | None) -> list[str]:
     """The processors as the limit: no setting mends that."""
     names = [name for name in ("log_metric", "log_batch", "search by metric") if name in by]
     most = max((by[name].busy or 0 for name in names), default=0)
-    if most < BUSY:
+    if most < BUSY or (before or 0) >= DISTURBED:
         return []
     text = f"The {_many(facts.cpus, 'processor')} here were busy ({most:.0%}): more speed takes more."
     if client and client > 0.2:

@@ -175,6 +175,13 @@ def processors() -> tuple[int, int] | None:
     return None
 
 
+def usual(seconds: float = 2.0) -> float | None:
+    """Return how much of the processors is in use while nothing is measured."""
+    before = processors()
+    time.sleep(seconds)
+    return busy(before, processors())
+
+
 def busy(before: tuple[int, int] | None, after: tuple[int, int] | None) -> float | None:
     """Return how much of the processors was in use in between."""
     if not before or not after or not (whole := sum(after) - sum(before)):
