@@ -74,7 +74,7 @@ def started(one: Stack, log: Path, line: str) -> subprocess.Popen:
 def flagship(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """nginx with a login, PostgreSQL and SeaweedFS, with something of a user's."""
     engine()
-    made = rendered(tmp_path_factory.mktemp("bench"), "bench", {"purpose": "team"})
+    made = rendered(tmp_path_factory.mktemp("measure"), "measure", {"purpose": "team"})
     try:
         assert "make up" in made.make("bench", fails=True)
         made.up()
@@ -117,7 +117,7 @@ def test_ctrl_c_leaves_nothing(flagship: Stack, tmp_path: Path) -> None:
     assert not (flagship.folder / ".stack.lock").is_symlink()
 
 
-def test_an_error_leaves_nothing_and_what_was_killed_goes_with_the_next(flagship: Stack, tmp_path: Path) -> None:
+def test_what_an_error_or_a_kill_leaves_goes_with_the_next(flagship: Stack, tmp_path: Path) -> None:
     """The store ends under it; then a kill that nothing survives, and one more run, for machines."""
     before = held(flagship)
     bench = started(flagship, log := tmp_path / "log", "metric history")
@@ -126,16 +126,14 @@ def test_an_error_leaves_nothing_and_what_was_killed_goes_with_the_next(flagship
     said = log.read_text()
     assert re.search(r"^stackops: error: artifacts (up|down): ", said, re.MULTILINE), said
     flagship.make("up")
-    after = held(flagship)
-    # Without the store its files stay until the store is there again; rows never do.
-    assert after[0] == before[0], said
+    assert "what is left goes with the next 'make bench'" in said
 
     bench = started(flagship, tmp_path / "log", "log_batch")
     os.killpg(bench.pid, signal.SIGKILL)
     bench.wait(30)
     run("docker", "kill", "--signal", "KILL", f"{flagship.name}-bench")
     run("docker", "rm", "--force", f"{flagship.name}-bench")
-    assert held(flagship)[0]["experiments"] == before[0]["experiments"] + 1
+    assert held(flagship)[0]["experiments"] > before[0]["experiments"]
     found = json.loads(flagship.make("bench", "FOR=5", "JSON=1"))
     assert [one["name"] for one in found["figures"]] == ROWS + FILES
     assert all(one["rate"] > 0 and one["calls"] > 0 and one["p95"] >= one["p50"] > 0 for one in found["figures"])
@@ -145,7 +143,7 @@ def test_an_error_leaves_nothing_and_what_was_killed_goes_with_the_next(flagship
 
 def test_with_users_and_files(tmp_path: Path) -> None:
     """One writer, a folder, MLflow's own users: the permission goes as well, and wrong words are one sentence."""
-    with stack(tmp_path, "bench-users", {"purpose": "solo", "auth": "mlflow"}) as one:
+    with stack(tmp_path, "measure-users", {"purpose": "solo", "auth": "mlflow"}) as one:
         one.up()
         one.client(USERS)
         before = held(one)

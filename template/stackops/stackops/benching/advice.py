@@ -91,8 +91,8 @@ def _disturbed(before: float | None) -> list[str]:
     if (before or 0) < DISTURBED:
         return []
     return [
-        f"Something else kept the processors busy ({before:.0%} before this began): the stack does more when it "
-        "has ended; measure again then."
+        f"Something else kept the processors busy ({before:.0%} before this began): the stack does more when "
+        "it has ended; measure again then."
     ]
 
 

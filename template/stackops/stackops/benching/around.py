@@ -24,6 +24,7 @@ PREFIX, TAG = "make bench ", "stackops.bench"
 ROOM = 2 << 30
 """Bytes that must be free: eight times of what is uploaded."""
 PENDING = "stackops-bench.pending"
+LATER = "what is left goes with the next 'make bench'"
 PATIENCE = 600.0
 """Seconds to wait for a backup, which must find every file that its copy of the database names."""
 
@@ -91,9 +92,7 @@ def alone(say: Callable[[str], None], patience: float = PATIENCE, pause: float =
                 break
             except StackError as error:
                 if time.monotonic() > until:
-                    raise StackError(
-                        f"{error}; what was measured with stays until the next 'make bench' removes it"
-                    ) from None
+                    raise StackError(f"{error}; {LATER}") from None
                 if not told:
                     say(f"bench: {error}")
                     told = True
@@ -101,39 +100,44 @@ def alone(say: Callable[[str], None], patience: float = PATIENCE, pause: float =
         yield
 
 
-def remove(env: Mapping[str, str], say: Callable[[str], None]) -> int:
-    """Remove every experiment of a measurement for good, and return how many there were. Raises StackError.
+def remove(env: Mapping[str, str], say: Callable[[str], None]) -> None:
+    """Remove every experiment of a measurement for good. Raises StackError.
 
     Files of runs go after their rows (see cleaning/removal.py); interrupted, it is finished by the next one.
     """
     backend = settings.backend(env)
-    engine, store, root = backend.engine(env), settings.store(env), settings.artifact_uri(env)
-    pending = Pending(Path(tempfile.gettempdir(), PENDING))
+    remover = Remover(
+        backend.engine(env),
+        settings.store(env),
+        env,
+        settings.artifact_uri(env),
+        Pending(Path(tempfile.gettempdir(), PENDING)),
+    )
     with alone(say):
-        remover = Remover(engine, store, env, root, pending)
-        if pending.read():
-            remover.finish()
-        with engine.connect() as connection:
-            found = ours(connection)
-        for _ in range(5):  # a request of a client that was killed may end only now
-            with engine.begin() as connection:
-                cuts, runs = doom(connection, found)
-            remover.table(RUN, runs, cuts, (), lambda *_: None)
-            remover.table(EXPERIMENT, dict.fromkeys(found, ""), cuts, (), lambda *_: None)
-            with engine.connect() as connection:
-                stays = ours(connection)
-            if not stays:
-                break
-            time.sleep(1)
-        else:
-            raise StackError(
-                f"the experiment {sorted(stays)[0]} of 'make bench' could not be removed: something still "
-                "writes there, or it holds models or traces; delete it in MLflow, then run 'make gc'"
-            )
-        if found and (users := settings.accounts(env)):
-            users.forget_experiments(env, found)
-    check(remover)
-    return len(found)
+        try:
+            _remove(remover)
+        except StackError as error:
+            raise StackError(f"not everything was removed: {error}; {LATER}") from None
+
+
+def _remove(remover: Remover) -> None:
+    if remover.pending.read():
+        remover.finish()
+    with remover.engine.connect() as connection:
+        found = ours(connection)
+    if found and (users := settings.accounts(remover.env)):
+        users.forget_experiments(remover.env, found)
+    for _ in range(5):  # a request of a client that was killed may end only now
+        with remover.engine.begin() as connection:
+            cuts, runs = doom(connection, found)
+        remover.table(RUN, runs, cuts, (), lambda *_: None)
+        remover.table(EXPERIMENT, dict.fromkeys(found, ""), cuts, (), lambda *_: None)
+        with remover.engine.connect() as connection:
+            stays = ours(connection)
+        if not stays:
+            return check(remover)
+        time.sleep(1)
+    raise StackError(f"something still writes to the experiment {min(stays)}, or it holds models or traces")
 
 
 def ours(connection) -> set[int]:
