@@ -53,7 +53,7 @@ def test_nothing_to_say():
         (figures(busy=0.97), changed(cpus=4), {}, r"The 4 processors here were busy \(97%\): more speed takes more\.$"),
         (figures(busy=0.97), GOOD, {"client": 0.45}, "This client took 45% of one"),
         (figures(), GOOD, {"before": 0.8}, r"Something else kept the processors busy \(80% before"),
-        (figures(log_metric=20, log_batch=20), GOOD, {}, "^20 writes a second are few"),
+        (figures(log_metric=15, log_batch=20), GOOD, {}, "^15 writes a second are few"),
         (figures(p95=0.9), GOOD, {}, "mostly takes 30 ms, but one in twenty 900 ms or more"),
     ],
 )
@@ -73,7 +73,7 @@ def test_what_does_not_matter_is_not_said():
     assert "artifact_access=direct" in through[0] and len(through) == 2
     assert not any("artifact_access" in one for one in said(figures(busy=0.5), changed(through=True)))
     # A slow disk is reason enough for slow writes and uploads.
-    slow = said(figures(log_metric=20, log_batch=20, artifacts_up=5), changed(sync=0.03))
+    slow = said(figures(log_metric=15, log_batch=20, artifacts_up=5), changed(sync=0.03))
     assert len(slow) == 2 and "the disk is slow, see above" in slow[1]
 
 
