@@ -1,7 +1,7 @@
 """What the figures mean, in plain words. Decides from what it is given alone.
 
-The limits are generous. Seen on two cores that had other work as well, with everything on them: 50 to 60 metrics
-a second one by one, artifacts up at 40 and down at 50 MiB/s, a disk that has what was written after 0.1 to 0.5 ms.
+The limits are generous. Seen on two cores with everything on them, and other work: 50 to 60 metrics a second
+one by one, artifacts up at 40 and down at 50 MiB/s, a disk that has what was written after 0.1 to 0.5 ms.
 """
 
 from collections.abc import Mapping, Sequence
