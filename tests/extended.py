@@ -91,6 +91,14 @@ WATCHED: dict[str, tuple[str, ...]] = {
         "template/scripts/siz*",
         "extensions/compose/postgres.yaml.jinja",
     ),
+    "tests/e2e/test_bench.py": (
+        "template/stackops/stackops/bench*",
+        "template/stackops/stackops/check.py",
+        "template/stackops/stackops/cleaning/*",
+        "template/scripts/bench.sh.jinja",
+        "template/scripts/lock.sh",
+        "extensions/compose/check.yaml.jinja",
+    ),
     "tests/e2e/test_logs.py": (
         "template/stackops/stackops/access.py",
         "template/stackops/stackops/guard.py",

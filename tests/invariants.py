@@ -52,6 +52,7 @@ ALWAYS = {
     "mlflow/requirements/transfer.txt",
     "scripts/artifacts-move.sh",
     "scripts/backup-place.sh",
+    "scripts/bench.sh",
     "scripts/backup.sh",
     "scripts/doctor.sh",
     "scripts/eject.sh",
@@ -374,7 +375,7 @@ WORDS: dict[str, tuple[Callable[[Answers], bool], str]] = {
     "permissions": (lambda a: a["auth"] in ("mlflow", "oidc"), r"make grant"),
     "make local": (
         lambda a: (a["backend"], a["artifact_store"]) == ("sqlite", "local"),
-        r"make local|local-(check|migrate)",
+        r"make local|local-(bench|check|migrate)",
     ),
 }
 PATTERNS = {part: re.compile(words, re.IGNORECASE) for part, (_, words) in WORDS.items()}

@@ -115,8 +115,8 @@ def test_a_small_stack_has_only_its_commands(tmp_path):
 
     text = stackops("--help").stdout
     assert re.findall(r"^    (\w+) ", text, re.M) == [
-        "backup", "backups", "check", "doctor", "gc", "movein", "prepare", "prove", "ready", "restore", "rotate",
-        "serve", "size", "upgrade",
+        "backup", "backups", "bench", "check", "doctor", "gc", "movein", "prepare", "prove", "ready", "restore",
+        "rotate", "serve", "size", "upgrade",
     ]  # fmt: skip
     gone = stackops("user", "list")
     assert gone.returncode == 2 and "invalid choice" in gone.stderr
@@ -129,7 +129,7 @@ def test_a_small_stack_has_only_its_commands(tmp_path):
 
 
 def test_every_command_has_help(capsys):
-    for name in ("bucket", "check", "gc", "grant", "htpasswd", "movein", "prepare", "ready", "serve", "user"):
+    for name in ("bench", "bucket", "check", "gc", "grant", "htpasswd", "movein", "prepare", "ready", "serve", "user"):
         with pytest.raises(SystemExit) as stop:
             cli.main([name, "--help"])
         assert stop.value.code == 0
