@@ -10,12 +10,21 @@ die() {
 
 setting() { sed -n "s/^$1=//p" .env | tail -n 1; }
 
+# disk SERVICE FOLDER: the disk under a folder, which compose.override.yaml may have put anywhere: its number, the size of
+# its blocks, those that are free and all of them.
+disk() {
+  docker compose exec -T "$1" sh -c 'echo "$(stat -c %d "$1") $(stat -f -c "%S %a %b" "$1")"' sh "$2" </dev/null ||
+    die "$1 does not run: run 'make up' first"
+}
+
 running=$(docker compose ps --status running --quiet mlflow)
 [ -n "$running" ] || die "the stack does not run: run 'make up' first"
 machine=$(docker info --format '{{.NCPU}} {{.MemTotal}}')
 jobs=0
 [ "$(setting MLFLOW_SERVER_ENABLE_JOB_EXECUTION)" != true ] || jobs=1
 advised=$(scripts/sizing.sh "${machine% *}" "$((${machine#* } / 1048576))" "$jobs")
+database=$(disk postgres /var/lib/postgresql)
+artifacts=$(disk object-store /data)
 
 # Each setting with what it is now: in .env, or else the default that .env.example shows.
 printf '%s\n' "$advised" | while IFS= read -r line; do
@@ -28,4 +37,4 @@ printf '%s\n' "$advised" | while IFS= read -r line; do
       printf '%s\t%s\t%s\n' "$line" "$now" "$why"
       ;;
   esac
-done | docker compose exec -T mlflow stackops size --cpus "${machine% *}" --memory "${machine#* }" --database-here --artifacts-here
+done | docker compose exec -T mlflow stackops size --cpus "${machine% *}" --memory "${machine#* }" --database-disk "$database" --artifacts-disk "$artifacts"
