@@ -302,7 +302,9 @@ def test_from_mlflow_3_7(tmp_path: Path, kind: str) -> None:
     built = run("docker", "build", "--quiet", "--tag", f"{PREFIX}-image:mlflow-3.7", ".", cwd=tmp_path)
     assert built.returncode == 0, built.stderr
     old = installed("mlflow-3.7")
-    with stack(tmp_path, f"upgrade-3-7-{kind}", {"purpose": "team" if kind == "postgres" else "solo"}) as one:
+    # No login: that of nginx asks the server of this stack, which the one of then is not.
+    answers = {"purpose": "team", "auth": "none"} if kind == "postgres" else {"purpose": "solo"}
+    with stack(tmp_path, f"upgrade-3-7-{kind}", answers) as one:
         one.override({"services": mlflow_3_7(DATABASE[kind])})
         if one.has("object-store"):
             one.compose("build", "object-store")
