@@ -368,7 +368,7 @@ def test_a_team(tmp_path: Path) -> None:
 
 
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'mlflow' AND wait_event_type = 'Lock'"
-HOLD = "BEGIN; LOCK TABLE experiments; SELECT pg_sleep(300)"
+HOLD = "BEGIN; LOCK TABLE experiments IN ACCESS SHARE MODE; SELECT pg_sleep(300)"  # nobody drops it meanwhile
 LET_GO = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(300)'"
 
 
