@@ -58,7 +58,7 @@ def test_the_rule(make_tree: Callable[[Answers], Tree], name: str, jobs: str) ->
         limits = sum(value for key, value in said.items() if key.endswith("_MEMORY"))
         assert limits + FIXED[name] <= memory, (cpus, memory, said)
         assert 1 <= said["MLFLOW_WORKERS"] <= min(cpus, 4)
-        assert said["MLFLOW_MEMORY"] >= 350 + 220 * said["MLFLOW_WORKERS"] + (1300 if jobs else 0)
+        assert said["MLFLOW_MEMORY"] >= max(570, 320 + 180 * said["MLFLOW_WORKERS"]) + (1300 if jobs else 0)
         if name in POOLS:
             connections = said["MLFLOW_WORKERS"] * POOLS[name] * 15
             assert connections <= said["POSTGRES_MAX_CONNECTIONS"] - 10
