@@ -4,8 +4,8 @@
 #
 #   scripts/sizing.sh CPUS MEMORY [JOBS]     whole CPUs; memory in MiB; JOBS=1 where server-side jobs run
 #
-# Measured with MLflow 3.17: the server needs 350 MiB, 220 MiB more for each worker, and 1.3 GiB for jobs; more workers than CPUs
-# bring nothing. All limits together stay below the machine's memory.
+# Measured with MLflow 3.17 and 16 clients at once: the server needs 320 MiB, 180 MiB more for each worker, and 1.3 GiB for jobs;
+# more workers than CPUs bring nothing. All limits together stay below the machine's memory.
 set -eu
 
 die() {
@@ -30,19 +30,19 @@ clamp() {
 # An eighth, and half a GiB at least, is the machine's own; nginx has a fixed share.
 fixed=256
 budget=$((memory - $(clamp $((memory / 8)) 512 8192) - fixed))
-base=$((350 + jobs * 1300))
+base=$((320 + jobs * 1300))
 left=$((budget))
 
 # Half of the server's memory is for what passes through: uploads, big answers, the libraries' own caches.
-least=$((base + 220))
+least=$((base + 250))
 if [ "$left" -lt "$least" ]; then
   needed=$((least + fixed + 512))
   [ "$memory" -ge "$needed" ] || die "this stack needs $needed MiB of memory, and the machine has $memory"
   left=$least
 fi
-workers=$(clamp $(((left / 2 - base) / 220)) 1 4)
+workers=$(clamp $(((left / 2 - base) / 180)) 1 4)
 [ "$workers" -le "$cpus" ] || workers=$(clamp "$cpus" 1 4)
-server=$((2 * (base + 220 * workers)))
+server=$((2 * (base + 180 * workers)))
 server=$(clamp "$left" "$least" "$(clamp "$server" 2048 8192)")
 
 echo "# One for each CPU, four at most, as far as the memory goes."
