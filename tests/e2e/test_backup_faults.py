@@ -367,6 +367,29 @@ def test_a_team(tmp_path: Path) -> None:
         assert "there is no backup in wasbs:" in one.make("restore", f"FROM={in_azure[0]}x", fails=True)
 
 
+def test_everything_is_somewhere_else(tmp_path: Path) -> None:
+    """A managed database and Azure: both are gone, and the backup is loaded into two new ones."""
+    answers = {"backend": "managed", "artifact_store": "azure", "reverse_proxy": "none", "auth": "none"}
+    with contextlib.ExitStack() as old:
+        database, blobs = old.enter_context(outside.managed_postgres()), old.enter_context(outside.azurite())
+        with stack(tmp_path, "backup-cloud", {**answers, **blobs.answers}) as one:
+            database.fill(one), blobs.fill(one)
+            one.up()
+            history = History(one)
+            history.write("first")
+            one.make("backup")
+            drilled(one)
+            old.close()
+            destroy(one)
+            with outside.managed_postgres() as database, outside.azurite() as blobs:
+                one.make("init")
+                database.fill(one), blobs.fill(one)
+                said = one.make("restore")
+                assert "counts and checksums are right" in said
+                history.read()
+                one.make("check")
+
+
 WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'mlflow' AND wait_event_type = 'Lock'"
 HOLD = "BEGIN; LOCK TABLE experiments IN ACCESS SHARE MODE; SELECT pg_sleep(300)"  # nobody drops it meanwhile
 LET_GO = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(300)'"
