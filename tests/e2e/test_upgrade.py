@@ -305,9 +305,9 @@ def test_from_mlflow_3_7(tmp_path: Path, kind: str) -> None:
     # No login: that of nginx asks the server of this stack, which the one of then is not.
     answers = {"purpose": "team", "auth": "none"} if kind == "postgres" else {"purpose": "solo"}
     with stack(tmp_path, f"upgrade-3-7-{kind}", answers) as one:
-        one.override({"services": mlflow_3_7(DATABASE[kind])})
         if one.has("object-store"):
-            one.compose("build", "object-store")
+            one.compose("build", "object-store", "mlflow")  # the bucket is made by this stack's own image
+        one.override({"services": mlflow_3_7(DATABASE[kind])})
         one.compose("up", "--detach", "--wait", "--no-build")
         (one.folder / ".running.yaml").write_text(one.compose("config"))  # as 'make up' does
         one.client(WORDS, "write=old", "read=old", python=old)
