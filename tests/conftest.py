@@ -1,5 +1,6 @@
 """Fixtures that the render tests share, and the options and hooks of the whole suite."""
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -86,7 +87,15 @@ def trees(
     started = time.monotonic()
     # In memory where that is possible: a hundred thousand small files.
     memory = Path("/dev/shm")
-    base = Path(tempfile.mkdtemp(prefix="mlflow-stack-test-", dir=memory if os.access(memory, os.W_OK) else None))
+    place = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
+    # More than a GiB each: what a killed run has left would take the machine's memory.
+    for left in place.glob("mlflow-stack-test-trees-*"):
+        with contextlib.suppress(PermissionError):
+            try:
+                os.kill(int(left.name.split("-")[4]), 0)
+            except ProcessLookupError:
+                shutil.rmtree(left, ignore_errors=True)
+    base = Path(tempfile.mkdtemp(prefix=f"mlflow-stack-test-trees-{os.getpid()}-", dir=place))
     jobs = [(base / f"{number:03}" / "demo-stack", answers) for number, answers in enumerate(valid())]
     render_all(template, jobs)
     found = [read_tree(root, answers) for root, answers in jobs]
