@@ -21,7 +21,7 @@ from mlflow.server import artifact_router as theirs
 from mlflow.utils.mime_type_utils import _guess_mime_type
 from mlflow.utils.uri import validate_path_is_safe
 
-from stackops import failures, screen, settings
+from stackops import failures, screen, settings, shortcuts
 
 router = APIRouter()
 
@@ -59,6 +59,9 @@ def create_app() -> FastAPI:
             known = importlib.import_module(function.split(":")[0]).register(app)
     else:
         from mlflow.server.fastapi_app import app
+
+        shortcuts.without_accounts()
+    shortcuts.take(app, os.environ)
     if os.environ.get("STORE_URL"):
         from stackops.stores import presigned
 
