@@ -126,6 +126,16 @@ WATCHED: dict[str, tuple[str, ...]] = {
         "extensions/compose/backup.yaml.jinja",
         "tests/e2e/saving.py",
     ),
+    "tests/e2e/test_every_store.py": (
+        *(f"template/stackops/stackops/{name}.py" for name in ("backup", "restore", "upgrade", "schema", "prepare")),
+        "template/stackops/stackops/saving/*",
+        "template/stackops/stackops/backends/*",
+        "template/stackops/stackops/stores/*",
+        "template/transfer/*",
+        *(f"template/scripts/{name}" for name in ("backup*", "restore*", "upgrade.sh*")),
+        "extensions/compose/backup.yaml.jinja",
+        "tests/e2e/saving.py",
+    ),
     "tests/e2e/test_access_switch.py": (
         "template/stackops/stackops/artifact_uris.py",
         "template/stackops/stackops/prepare.py",
