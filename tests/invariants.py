@@ -63,6 +63,7 @@ ALWAYS = {
     "scripts/logs.sh",
     "scripts/lost-secrets.sh",
     "scripts/migrate.sh",
+    "scripts/older.sh",
     "scripts/other-stack.sh",
     "scripts/restore-drill.sh",
     "scripts/restore.sh",
