@@ -115,6 +115,7 @@ WATCHED: dict[str, tuple[str, ...]] = {
         "template/caddy/*",
         "extensions/compose/watching.yaml.jinja",
         "extensions/compose/postgres.yaml.jinja",
+        "extensions/compose/minio.yaml.jinja",
         "extensions/compose/seaweedfs.yaml.jinja",
     ),
     "tests/e2e/test_backup_faults.py": (
