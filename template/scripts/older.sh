@@ -11,7 +11,7 @@ next="run 'make upgrade' first"
 if [ -n "$(docker compose ps --status running --quiet mlflow)" ]; then
   there=$(docker compose exec -T mlflow sh -c "$look" sh / </dev/null 2>/dev/null) || exit 1
 else
-  there=$(docker compose run --rm -T --no-deps --entrypoint sh mlflow -c "$look" sh / </dev/null 2>/dev/null) || exit 1
+  there=$(docker compose --progress quiet run --rm -T --no-deps --entrypoint sh mlflow -c "$look" sh / </dev/null) || exit 1
   next="run 'make up' first"
 fi
 [ "$there" != "$(sh -c "$look" sh .)" ] || exit 1
