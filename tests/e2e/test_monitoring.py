@@ -319,4 +319,4 @@ def test_a_managed_database(tmp_path: Path) -> None:
         # A password that was changed there: the figures say that the database does not answer.
         (one.folder / "secrets" / "db_password").write_text("another")
         one.compose("up", "--detach", "--force-recreate", "--no-deps", "metrics")
-        assert until(60, lambda: "stack_database_up 0.0" in figures(one))
+        assert until(60, lambda: ask(one, "stack_database_up == 0"))
