@@ -248,7 +248,8 @@ def _networks(model: Model, answers: Answers) -> list[str]:
             name == answers["reverse_proxy"] and published
         ):
             wanted = {"data", "edge"}
-        if name == "prometheus" and answers["artifact_store"] == "seaweedfs":
+        watched = {"seaweedfs": True, "minio": not published}.get(answers["artifact_store"])
+        if name == "prometheus" and watched:
             wanted = {"data", "edge"}
         if joined != wanted:
             found.append(f"{name}: is on the networks {sorted(joined)} and not on {sorted(wanted)}")

@@ -63,6 +63,7 @@ ALWAYS = {
     "scripts/logs.sh",
     "scripts/lost-secrets.sh",
     "scripts/migrate.sh",
+    "scripts/older.sh",
     "scripts/other-stack.sh",
     "scripts/restore-drill.sh",
     "scripts/restore.sh",
@@ -166,6 +167,8 @@ def watching_files(answers: Answers) -> set[str]:
         shown.append("caddy")
     if answers["artifact_store"] == "seaweedfs":
         shown.append("store")
+    if answers["artifact_store"] == "minio" and answers["artifact_access"] == "proxied":
+        shown.append("minio")
     return {
         *(f"monitoring/{name}" for name in names),
         *(f"monitoring/grafana/dashboards/{name}.json" for name in shown),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from outside import managed_postgres
 from stacks import Stack, free_port, run, stack
 
 pytestmark = pytest.mark.docker
@@ -278,7 +279,7 @@ def test_a_small_stack(name: str, tmp_path: Path) -> None:
         one.make("backup")
         assert until(120, lambda: not empty_after_load(one)), empty_panels(one)
         jobs = {sample["metric"]["job"] for sample in ask(one, "up == 1")}
-        assert jobs == {"metrics", "prometheus"} | ({"caddy"} if name == "caddy" else set())
+        assert jobs == {"metrics", "prometheus"} | ({"caddy", "object-store"} if name == "caddy" else set())
         login = f"admin:{one.secret('admin_password')}" if name == "caddy" else ""
         for path in ("/metrics", "/x/metrics", "/x/metrics/"):
             answer = outside(one, path, login)
@@ -289,3 +290,33 @@ def test_a_small_stack(name: str, tmp_path: Path) -> None:
         if name == "caddy":
             assert outside(one, "/x/grafana/").status == 502
             assert outside(one, "/x/", login).status == 200
+            assert ask(one, "minio_cluster_usage_object_total")[0]["value"][1] != "0"
+            assert outside(one, "/minio/v2/metrics/cluster", login).status == 404
+
+
+def test_a_managed_database(tmp_path: Path) -> None:
+    """The stack's role watches it, over TLS. Its statements are not counted there; everything else is."""
+    answers = {"monitoring": True, "backend": "managed", "artifact_store": "local", "reverse_proxy": "none"}
+    with (
+        managed_postgres() as database,
+        stack(tmp_path, "watched-managed", answers, {"GRAFANA_PORT": str(free_port())}) as one,
+    ):
+        database.fill(one)
+        one.without_grafana()
+        one.up()
+        titles = ("Statements", "Mean time of a statement", "Costly statements", "Slow statements")
+        uncounted = {f"postgres: {title}" for title in titles}
+
+        def missing() -> set[str]:
+            return {name for name in empty_after_load(one) if not name.startswith("backups:")}  # there are none
+
+        assert until(120, lambda: missing() == uncounted), missing()
+        assert ask(one, "stack_database_up")[0]["value"][1] == "1"
+        assert ask(one, "stack_figures_failed == 1") == []
+        assert {"DatabaseConnections", "LongTransaction"} <= rules(one).keys()
+        said = one.make("monitoring-check")
+        assert "SUCCESS" in said and "FAILED" not in said
+        # A password that was changed there: the figures say that the database does not answer.
+        (one.folder / "secrets" / "db_password").write_text("another")
+        one.compose("up", "--detach", "--force-recreate", "--no-deps", "metrics")
+        assert until(60, lambda: ask(one, "stack_database_up == 0"))
