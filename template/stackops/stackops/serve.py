@@ -43,7 +43,7 @@ def own_spool(folder: str) -> tuple[str, int]:
                 shutil.rmtree(path, ignore_errors=True)
                 os.close(held)
                 count += 1
-        own = tempfile.mkdtemp(prefix=SPOOL, dir=folder)
+        own = tempfile.mkdtemp(prefix=f"{SPOOL}{socket.gethostname()}-", dir=folder)
         os.set_inheritable(lock(own), True)  # never closed: the server that replaces this process has it
     finally:
         os.close(alone)

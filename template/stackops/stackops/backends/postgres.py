@@ -12,7 +12,7 @@ from urllib.parse import quote, urlencode
 
 from stackops import sizing
 from stackops.errors import StackError, one_line
-from stackops.settings import Secrets, need, runtime_dir
+from stackops.settings import Secrets, need, runtime_dir, servers, servers_at_once
 
 PASSFILE = "pgpass"
 LOCK = 0x6D6C666C6F77  # "mlflow": the advisory lock of schema changes
@@ -104,15 +104,17 @@ def max_connections(env: Mapping[str, str]) -> int:
 
 def max_workers(env: Mapping[str, str], engines: int) -> int:
     """Return the most workers that leave each engine its two connections."""
-    return sizing.connections_per_pool(max_connections(env), 1, engines) // 2
+    return sizing.connections_per_pool(max_connections(env), servers(env), engines) // 2
 
 
 def environment(env: Mapping[str, str], workers: int, engines: int) -> dict[str, str]:
-    """Return the passfile's place, and pools that together stay below the database's limit."""
+    """Return the passfile's place, and pools that stay below the database's limit, over all servers."""
     found = {"PGPASSFILE": str(runtime_dir(env) / PASSFILE)}
     own = {"MLFLOW_SQLALCHEMYSTORE_POOL_SIZE", "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW"}
     if not own & env.keys():
-        size, overflow = sizing.pool(max_connections(env), workers, engines)
+        limit = max_connections(env)
+        processes = sizing.processes(limit, workers, engines, servers(env), servers_at_once(env))
+        size, overflow = sizing.pool(limit, processes, engines)
         found["MLFLOW_SQLALCHEMYSTORE_POOL_SIZE"] = str(size)
         found["MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW"] = str(overflow)
     return found
