@@ -138,7 +138,8 @@ def serve(command: list[str], extra_env: Mapping[str, str], **_: object) -> NoRe
     application()
     # A connection belongs to one process, and MLflow has opened some to look at the databases.
     for store in filter(None, (handlers._tracking_store, handlers._model_registry_store)):
-        store.engine.dispose()
+        for engine in filter(None, (store.engine, getattr(store, "read_engine", None))):
+            engine.dispose()
     # On macOS its own libraries do not survive a fork.
     if sys.platform == "linux":
         uvicorn._subprocess.spawn = multiprocessing.get_context("fork")

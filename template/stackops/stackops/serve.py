@@ -69,6 +69,8 @@ def check_schema(env: Mapping[str, str]) -> None:
     backend, accounts = settings.backend(env), settings.accounts(env)
     backend.wait(env, PATIENCE)
     schema.require(schema.tracking(backend.uri(env)))
+    if replica := env.get("MLFLOW_READ_REPLICA_BACKEND_STORE_URI"):
+        schema.caught_up(replica, PATIENCE)
     if accounts:
         schema.require(accounts.tables(env), "users'")
 

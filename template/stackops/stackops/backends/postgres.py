@@ -72,6 +72,42 @@ def uri(env: Mapping[str, str]) -> str:
     return f"postgresql+psycopg2://{user}@{host}:{port}/{name}?{urlencode(parameters(env))}"
 
 
+def replica_uri(env: Mapping[str, str]) -> str:
+    """Return the URI of a copy that is read from, as DB_READ_REPLICA_URI names it, or "" if there is none.
+
+    It is a copy of the same database: the same user reads it, with the same password, and it is spoken to with
+    the same options unless it names others. Raises StackError for anything else.
+    """
+    text = env.get("DB_READ_REPLICA_URI")
+    if not text:
+        return ""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    name, example = "MLFLOW_READ_REPLICA_BACKEND_STORE_URI", "postgresql://HOST:5432/NAME"
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        raise StackError(f"{name} is no address of a database; write {example}") from None
+    if url.password is not None:
+        raise StackError(f"{name} has a password in it; leave it out: the one in secrets/db_password is used")
+    if not url.drivername.startswith("postgresql") or not url.host or not url.database:
+        raise StackError(f"{name} is no address of a PostgreSQL database; write {example}")
+    if url.username not in (None, need(env, "DB_USER")):
+        raise StackError(f"{name} names another user than DB_USER; leave the user out of it")
+    if (url.host, url.port or 5432) == (need(env, "DB_HOST"), int(env.get("DB_PORT") or 5432)):
+        raise StackError(
+            f"{name} is the address of the database itself; write that of its copy, or take it out"
+        )
+    made = url.set(
+        drivername="postgresql+psycopg2",
+        username=need(env, "DB_USER"),
+        port=url.port or 5432,
+        query={**parameters(env), **url.query},
+    )
+    return made.render_as_string(hide_password=False)
+
+
 def accounts_uri(env: Mapping[str, str]) -> str:
     """Return the URI of the users' tables: the same database."""
     return uri(env)
@@ -117,6 +153,8 @@ def environment(env: Mapping[str, str], workers: int, engines: int) -> dict[str,
         size, overflow = sizing.pool(limit, processes, engines)
         found["MLFLOW_SQLALCHEMYSTORE_POOL_SIZE"] = str(size)
         found["MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW"] = str(overflow)
+    if replica := replica_uri(env):
+        found["MLFLOW_READ_REPLICA_BACKEND_STORE_URI"] = replica
     return found
 
 
