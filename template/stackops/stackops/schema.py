@@ -61,8 +61,8 @@ def require(state: State, what: str = "MLflow") -> None:
 
 
 def caught_up(uri: str, seconds: float) -> None:
-    """Return when the copy that is read from has the tables of this MLflow: after an upgrade it is behind for a
-    moment. Raises StackError if it does not answer, or is still behind after `seconds`."""
+    """Return when the copy that is read from has the tables of this MLflow: after an upgrade it is behind for
+    a moment. Raises StackError if it does not answer, or is still behind after `seconds`."""
     from sqlalchemy.exc import SQLAlchemyError
 
     until, why = time.monotonic() + seconds, ""

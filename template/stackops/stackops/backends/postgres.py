@@ -75,8 +75,8 @@ def uri(env: Mapping[str, str]) -> str:
 def replica_uri(env: Mapping[str, str]) -> str:
     """Return the URI of a copy that is read from, as DB_READ_REPLICA_URI names it, or "" if there is none.
 
-    It is a copy of the same database: the same user reads it, with the same password, and it is spoken to with
-    the same options unless it names others. Raises StackError for anything else.
+    It is a copy of the same database: the same user reads it, with the same password, and with the same
+    options unless it names others. Raises StackError for anything else.
     """
     text = env.get("DB_READ_REPLICA_URI")
     if not text:
