@@ -53,6 +53,7 @@ case "$*" in
   "inspect --format "*config-hash*) echo "$(image "$4" | cut -d : -f 2) $(image "$4")" ;;
   "image inspect --format "*) echo sha256:new ;;
   *" config --hash "*) echo "mlflow new" ;;
+  *" ps --status running "*"mlflow") grep ' yes$' servers | cut -d ' ' -f 1 ;;
   *" ps "*"mlflow") cut -d ' ' -f 1 servers ;;
   "run --rm --network none "*) echo 3.17.2 ;;
   "compose config") echo "services: {}" ;;
