@@ -208,7 +208,7 @@ def test_upgrade_that_fails_with_the_second_server(servers: Servers) -> None:
     assert servers.versions() == ["old"] * servers.number
 
 
-@pytest.mark.parametrize("finish", ["upgrade", "undo"])
+@pytest.mark.parametrize("finish", ["upgrade", pytest.param("undo", marks=pytest.mark.full)])
 def test_upgrade_killed_at_any_moment(servers: Servers, finish: str) -> None:
     """The next run goes on, or back, and nobody notices."""
     assert servers.run("upgrade").returncode == 0
