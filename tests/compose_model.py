@@ -120,9 +120,10 @@ def _container(service: dict[str, Any]) -> list[str]:
         "pre_start",
         "pre_stop",
         "links",
-        "deploy",
     )
     found += [f"uses {key}" for key in forbidden if service.get(key)]
+    deploy = service.get("deploy") or {}
+    found += [f"uses deploy.{key}" for key, value in deploy.items() if value and key != "replicas"]
     found += [f"{key} is not limited" for key in ("mem_limit", "pids_limit") if int(service.get(key) or 0) <= 0]
     logging = service.get("logging") or {}
     if logging.get("driver") != "json-file" or not {"max-size", "max-file"} <= set(logging.get("options") or {}):

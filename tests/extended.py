@@ -199,6 +199,21 @@ WATCHED: dict[str, tuple[str, ...]] = {
         "template/scripts/sizing.sh*",
         "template/nginx/*",
     ),
+    "tests/e2e/test_replicas.py": (
+        *(f"template/stackops/stackops/{name}.py" for name in ("preload", "serve", "settings", "sizing", "ready")),
+        *(f"template/stackops/stackops/{name}.py" for name in ("accounts", "guard", "size", "upgrade")),
+        "template/stackops/stackops/watching/*",
+        "template/stackops/stackops/backends/postgres.py",
+        *(f"template/scripts/{name}.sh.jinja" for name in ("rolling", "restart", "upgrade", "up", "size")),
+        "template/nginx/*",
+        "template/caddy/*",
+        "extensions/compose/mlflow*",
+    ),
+    "tests/e2e/test_read_replica.py": (
+        *(f"template/stackops/stackops/{name}.py" for name in ("preload", "schema", "serve")),
+        "template/stackops/stackops/backends/postgres.py",
+        "extensions/compose/mlflow*",
+    ),
     "tests/e2e/test_nginx_fork.py": ("template/nginx/*", "extensions/compose/nginx.yaml.jinja"),
     "tests/e2e/test_big_files.py::test_2_gib": (
         "template/stackops/stackops/app.py",

@@ -126,6 +126,8 @@ def expected_files(answers: Answers) -> set[str]:
         files |= {"stackops/stackops/access.py"}
     if answers["reverse_proxy"] == "nginx":
         files |= {"nginx/nginx.conf", "nginx/templates/mlflow.conf.template", "nginx/local.d/README.md"}
+    if backend != "sqlite" and answers["reverse_proxy"] != "none":
+        files |= {"scripts/restart.sh", "scripts/rolling.sh"}
     if auth != "none":
         files |= {"scripts/users.sh", "stackops/stackops/limiter.py"}
     if auth in ("basic", "mlflow"):

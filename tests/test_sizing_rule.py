@@ -46,21 +46,28 @@ def sizes(stack: Path, jobs: str = "") -> dict[tuple[int, int], dict[str, int]]:
     return found
 
 
-@pytest.mark.parametrize("jobs", ["", "1"])
-@pytest.mark.parametrize("name", STACKS)
-def test_the_rule(make_tree: Callable[[Answers], Tree], name: str, jobs: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "jobs", "servers"),
+    [
+        *((name, jobs, 1) for name in STACKS for jobs in ("", "1")),
+        *((name, "", servers) for name in STACKS if name != "sqlite" for servers in (2, 3)),
+    ],
+)
+def test_the_rule(make_tree: Callable[[Answers], Tree], name: str, jobs: str, servers: int) -> None:
     tree = make_tree({"project_name": "demo-stack", "purpose": "team"} | STACKS[name])
-    found = sizes(tree.root, jobs)
+    found = sizes(tree.root, f"{jobs or 0} {servers}" if servers > 1 else jobs)
     fitting = {machine: said for machine, said in found.items() if said}
     assert len(found) == 5 * len(MEMORY) and len(fitting) > len(found) / 3
     assert not found[(1, 512)] and found[(16, 262144)]
     for (cpus, memory), said in fitting.items():
         limits = sum(value for key, value in said.items() if key.endswith("_MEMORY"))
+        limits += (servers - 1) * said["MLFLOW_MEMORY"]
         assert limits + FIXED[name] <= memory, (cpus, memory, said)
-        assert 1 <= said["MLFLOW_WORKERS"] <= min(cpus, 4)
+        assert 1 <= said["MLFLOW_WORKERS"] <= min(-(-cpus // servers), 4)
         assert said["MLFLOW_MEMORY"] >= max(570, 320 + 180 * said["MLFLOW_WORKERS"]) + (1300 if jobs else 0)
         if name in POOLS:
-            connections = said["MLFLOW_WORKERS"] * POOLS[name] * 15
+            # Also while there is one server more.
+            connections = (servers + 1) * said["MLFLOW_WORKERS"] * POOLS[name] * 15
             assert connections <= said["POSTGRES_MAX_CONNECTIONS"] - 10
             taken = said["POSTGRES_SHARED_BUFFERS"] + said["POSTGRES_MAX_CONNECTIONS"] * said["POSTGRES_WORK_MEM"]
             assert taken <= said["POSTGRES_MEMORY"] or said["POSTGRES_WORK_MEM"] == 4
@@ -125,7 +132,7 @@ def init_on(make_tree: Callable[[Answers], Tree]) -> Callable[..., tuple[Path, s
 def test_init_writes_what_fits_into_a_new_env(init_on: Callable[..., tuple[Path, str]]) -> None:
     stack, said = init_on(f"4 {16 << 30}")
     env = env_of(stack)
-    assert (env["MLFLOW_WORKERS"], env["POSTGRES_MAX_CONNECTIONS"], said) == ("4", "130", "")
+    assert (env["MLFLOW_WORKERS"], env["POSTGRES_MAX_CONNECTIONS"], said) == ("4", "250", "")
     assert env["POSTGRES_MEMORY"] == "3520m" and env["POSTGRES_SHARED_BUFFERS"] == "880MB"
     before = (stack / ".env").read_text()
     init(stack, PATH=f"{stack}/bin:{os.environ['PATH']}", MACHINE=f"2 {4 << 30}")

@@ -44,6 +44,38 @@ def up(make_tree: Callable[[Answers], Tree], tmp_path: Path) -> Callable[..., tu
     return run
 
 
+SQLITE: Answers = {"backend": "sqlite", "artifact_store": "local", "auth": "none"}
+NO_PROXY: Answers = {"backend": "postgres", "artifact_store": "local", "reverse_proxy": "none", "auth": "none"}
+
+
+@pytest.mark.parametrize(
+    ("answers", "settings", "words"),
+    [
+        (SQLITE | {"reverse_proxy": "nginx"}, {"MLFLOW_REPLICAS": "2"}, "SQLite has one writer at a time"),
+        (SQLITE | {"reverse_proxy": "none"}, {"MLFLOW_REPLICAS": "2"}, "SQLite has one writer at a time"),
+        (NO_PROXY, {"MLFLOW_REPLICAS": "2"}, "a port of this machine leads to one server"),
+        ({}, {"MLFLOW_REPLICAS": "two"}, "it is the number of servers"),
+        ({}, {"MLFLOW_REPLICAS": "0"}, "it is the number of servers"),
+        (
+            {},
+            {"MLFLOW_REPLICAS": "2", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "true"},
+            "server-side jobs run in one server",
+        ),
+        ({}, {"MLFLOW_REPLICAS": "2"}, ""),
+        ({}, {"MLFLOW_REPLICAS": "1", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "true"}, ""),
+        (SQLITE | {"reverse_proxy": "none"}, {"MLFLOW_REPLICAS": "1"}, ""),
+        (NO_PROXY, {}, ""),
+    ],
+)
+def test_several_servers_where_they_can_be(
+    up: Callable[..., tuple[str, bool]], answers: Answers, settings: dict[str, str], words: str
+) -> None:
+    """Several servers need a database for many and a proxy in front; nothing is started where they cannot be."""
+    said, went_on = up(answers, **settings)
+    assert went_on == (not words) and (words in said)
+    assert not words or ("up: error: MLFLOW_REPLICAS in .env is" in said and said.count("\n") == 1)
+
+
 @pytest.mark.parametrize("proxy", ["nginx", "caddy"])
 @pytest.mark.parametrize(
     ("settings", "starts"),

@@ -229,7 +229,7 @@ def test_what_stops_is_seen(team: Stack) -> None:
         return bool(re.search(r"(?m)^stack_workers 2", text)) and f'worker="{number}"' not in text
 
     started = youngest()
-    number = re.search(r'(?m)^process_start_time_seconds\{worker="(\d+)"\}', figures(team))[1]
+    number = re.search(r'(?m)^process_start_time_seconds\{server="\w+",worker="(\d+)"\}', figures(team))[1]
     team.compose("exec", "-T", "mlflow", "python", "-c", f"import os; os.kill({number}, 9)")
     assert until(90, replaced), figures(team)
     assert until(60, lambda: youngest() > started)

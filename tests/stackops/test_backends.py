@@ -94,6 +94,40 @@ def test_gist_of_a_message():
     assert postgres.gist(text) == 'database "x" does not exist'
 
 
+REPLICA = {"DB_HOST": "main", "DB_USER": "mlflow", "DB_NAME": "mlflow", "DB_SSLMODE": "require"}
+
+
+def test_a_read_replica_is_spoken_to_like_the_database(tmp_path):
+    def uri(text):
+        return postgres.replica_uri({**REPLICA, "DB_READ_REPLICA_URI": text})
+
+    same = "application_name=mlflow&connect_timeout=5"
+    assert uri("postgresql://copy/mlflow") == f"postgresql+psycopg2://mlflow@copy:5432/mlflow?{same}&sslmode=require"
+    assert uri("postgresql+psycopg2://main:5433/other?sslmode=disable").endswith(f"5433/other?{same}&sslmode=disable")
+    assert postgres.replica_uri(REPLICA) == uri("") == ""
+    env = {**REPLICA, "DB_READ_REPLICA_URI": "postgresql://copy/mlflow", "RUNTIME_DIR": str(tmp_path)}
+    found = postgres.environment(env, 2, 2)
+    assert found["MLFLOW_READ_REPLICA_BACKEND_STORE_URI"] == postgres.replica_uri(env)
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("postgresql://mlflow:hunter2@copy/mlflow", "secrets/db_password"),
+        ("copy:5432", "no address"),
+        ("sqlite:////data/mlflow.db", "no address of a PostgreSQL"),
+        ("postgresql:///mlflow", "no address of a PostgreSQL"),
+        ("postgresql://other@copy/mlflow", "DB_USER"),
+        ("postgresql://main/mlflow", "the database itself"),
+        ("postgresql://copy:port/mlflow", "no address"),
+    ],
+)
+def test_a_read_replica_that_cannot_be_meant(uri, words):
+    with pytest.raises(StackError, match=words) as caught:
+        postgres.replica_uri({**REPLICA, "DB_READ_REPLICA_URI": uri})
+    assert "hunter2" not in str(caught.value)
+
+
 @pytest.mark.parametrize("value", ["many", "-5", "1e3"])
 def test_max_connections_must_be_a_number(stack, value):
     with pytest.raises(StackError, match="DB_MAX_CONNECTIONS"):

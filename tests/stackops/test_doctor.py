@@ -125,6 +125,11 @@ def bind(plant, service, address, port="8080"):
 
 
 # A check, how the fault is planted, how bad it is, what is said, what mends it.
+def replicas(plant, number):
+    """Let there be that many containers of the server."""
+    plant.compose["services"]["mlflow"]["deploy"] = {"replicas": number}
+
+
 FAULTS = [
     (containers.versions, lambda p: p.sections.update(engine="23.0.1"), SERIOUS, "Engine 23.0.1 is too old", "apt-get"),
     (
@@ -162,6 +167,8 @@ FAULTS = [
         "make up",
     ),
     (containers.memory, lambda p: p.sections.update(memory=str(1 << 30)), WARN, "2048 MiB together", "make up"),
+    (containers.memory, lambda p: replicas(p, 5), WARN, "10240 MiB together", "make up"),
+    (containers.states, lambda p: replicas(p, 2), WARN, "1 of 2 containers of mlflow run", "make up"),
     (live.readiness, lambda p: p.live.update(ready="database: HTTP 500"), SERIOUS, "database: HTTP 500", "make up"),
     (live.disks, lambda p: p.live.update(disks={"/data": [5 << 30, 100 << 30]}), WARN, "5120 MiB of", "docker system"),
     (live.disks, lambda p: p.live.update(disks={"/data": [1 << 20, 2 << 30]}), SERIOUS, "1 MiB of", "docker system"),

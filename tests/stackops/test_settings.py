@@ -170,6 +170,18 @@ def test_private_file_that_cannot_be_written(tmp_path):
         settings.write_private({str(tmp_path / "file" / "pgpass"): "x"})
 
 
+@pytest.mark.parametrize(("value", "there", "at_once"), [(None, 1, 1), ("", 1, 1), ("1", 1, 2), ("3", 3, 4)])
+def test_servers(value, there, at_once):
+    env = {} if value is None else {"MLFLOW_REPLICAS": value}
+    assert (settings.servers(env), settings.servers_at_once(env)) == (there, at_once)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5"])
+def test_servers_that_are_no_number(value):
+    with pytest.raises(StackError, match="MLFLOW_REPLICAS"):
+        settings.servers({"MLFLOW_REPLICAS": value})
+
+
 def test_names_that_mlflow_hands_over():
     """What `mlflow.server` reads at its import has the name under which MLflow's own command passes it on."""
     pytest.importorskip("mlflow")

@@ -1,5 +1,6 @@
 """Workers and connections."""
 
+import contextlib
 import itertools
 
 import pytest
@@ -57,3 +58,19 @@ def test_machine_reads_the_cgroup(tmp_path):
     free = sizing.machine(tmp_path)
     assert free.cpus >= 1 and free.memory is None
     assert sizing.machine(tmp_path / "none").memory is None
+
+
+def test_servers_share_the_cpus():
+    assert [sizing.share(Machine(5, 1 << 30), servers).cpus for servers in (1, 2, 4, 9)] == [5, 3, 2, 1]
+    assert sizing.share(Machine(5, 1 << 30), 2).memory == 1 << 30
+
+
+def test_pools_of_several_servers():
+    """There is room for one server more while they are replaced, as long as each pool still has enough."""
+    assert sizing.processes(130, workers=2, engines=2, servers=1, at_once=2) == 4
+    assert sizing.processes(50, workers=4, engines=3, servers=1, at_once=2) == 4, "a few are better than none"
+    assert sizing.processes(500, workers=4, engines=2, servers=3, at_once=4) == 16
+    for limit, workers, servers in itertools.product(range(20, 501, 7), range(1, 5), range(1, 6)):
+        with contextlib.suppress(StackError):
+            size, overflow = sizing.pool(limit, sizing.processes(limit, workers, 2, servers, servers + 1), 2)
+            assert servers * workers * 2 * (size + overflow) <= limit - sizing.RESERVED_CONNECTIONS

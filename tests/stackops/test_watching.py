@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import socket
 import time
 from types import SimpleNamespace
 
@@ -142,10 +143,21 @@ def test_workers_are_put_together(tmp_path):
     worker(tmp_path, "server-a", ("9", TEXT.format(5, 300)), age=60)  # gone
     worker(tmp_path, "server-b", ("7", TEXT.format(1, 50)), age=10)  # an earlier server's
     text = shown(workers, env={"TMPDIR": str(tmp_path)})
-    assert 'stack_requests_total{route="/a",worker="7"} 3.0' in text
-    assert 'stack_requests_total{route="/a",worker="8"} 4.0' in text
+    assert 'stack_requests_total{route="/a",server="",worker="7"} 3.0' in text
+    assert 'stack_requests_total{route="/a",server="",worker="8"} 4.0' in text
     assert 'worker="9"' not in text and text.count('worker="7"') == 2
     assert "stack_workers 2.0" in text and "stack_worker_started_seconds 200.0" in text
+
+
+def test_workers_of_several_servers(tmp_path):
+    """Each container numbers its processes for itself."""
+    worker(tmp_path, "server-one-a1", ("7", TEXT.format(3, 100)))
+    worker(tmp_path, "server-two-b2", ("7", TEXT.format(4, 200)), age=10)
+    worker(tmp_path, "server-two-b3", ("7", TEXT.format(5, 300)))  # the same, started again
+    text = shown(workers, env={"TMPDIR": str(tmp_path)})
+    assert 'stack_requests_total{route="/a",server="one",worker="7"} 3.0' in text
+    assert 'stack_requests_total{route="/a",server="two",worker="7"} 5.0' in text
+    assert "stack_workers 2.0" in text and "stack_worker_started_seconds 300.0" in text
 
 
 def test_without_a_server_there_are_no_workers(tmp_path):
@@ -155,13 +167,14 @@ def test_without_a_server_there_are_no_workers(tmp_path):
 def test_what_a_worker_writes_is_what_is_read(tmp_path):
     figures = counting.Figures()
     figures.requests.labels("GET", '/a"b\\c', "200").inc()
-    (tmp_path / "server-x").mkdir()
-    figures.keep_writing(tmp_path / "server-x" / counting.FOLDER, 0.05)
+    (tmp_path / "server-host-x").mkdir()
+    figures.keep_writing(tmp_path / "server-host-x" / counting.FOLDER, 0.05)
     until = time.monotonic() + 10
     while "stack_workers 1.0" not in (text := shown(workers, env={"TMPDIR": str(tmp_path)})):
         assert time.monotonic() < until, text
-    assert f'stack_requests_total{{method="GET",route="/a\\"b\\\\c",status="200",worker="{os.getpid()}"}} 1.0' in text
-    assert f'process_resident_memory_bytes{{worker="{os.getpid()}"}}' in text and "_created" not in text
+    whose = f'server="host",worker="{os.getpid()}"'
+    assert 'stack_requests_total{method="GET",route="/a\\"b\\\\c",server="host",status="200",worker=' in text
+    assert f"process_resident_memory_bytes{{{whose}}}" in text and "_created" not in text
 
 
 def test_a_part_that_fails_leaves_the_others(capsys):
@@ -194,9 +207,27 @@ def test_readiness(tmp_path, monkeypatch):
     assert "stack_ready 1.0" in text and 'stack_ready_seconds{part="database"} 0.25' in text
     ready.note({}, "not ready: database")
     assert "stack_ready 0.0" in shown(readiness)
-    (tmp_path / ready.NOTE).write_text(json.dumps({"time": time.time() - 60, "seconds": {}, "error": ""}))
+    (own,) = ready.notes()
+    own.write_text(json.dumps({"time": time.time() - 60, "seconds": {}, "error": ""}))
     assert "stack_ready 0.0" in shown(readiness), "an old result says nothing"
-    assert [path.name for path in tmp_path.iterdir()] == [ready.NOTE]
+    assert list(tmp_path.iterdir()) == [own]
+
+
+def test_readiness_of_several_servers(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    for name, took in (("one", 0.25), ("two", 0.75)):
+        monkeypatch.setattr(socket, "gethostname", lambda name=name: name)
+        ready.note({"database": took})
+    text = shown(readiness, env={"MLFLOW_REPLICAS": "3"})
+    assert "stack_ready 1.0" in text and "stack_servers_ready 2.0" in text and "stack_servers 3.0" in text
+    assert 'stack_ready_seconds{part="database"} 0.75' in text, "where it takes longest"
+    ready.note({}, "not ready: database")
+    text = shown(readiness, env={"MLFLOW_REPLICAS": "3"})
+    assert "stack_ready 1.0" in text and "stack_servers_ready 1.0" in text
+    # Of a server that is not there any more, nothing stays.
+    os.utime(tmp_path / "ready-one.json", (time.time() - 7200,) * 2)
+    ready.note({"database": 0.1})
+    assert [path.name for path in tmp_path.iterdir()] == ["ready-two.json"]
 
 
 def test_a_note_that_cannot_be_written_is_no_failure(tmp_path, monkeypatch):

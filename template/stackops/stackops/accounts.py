@@ -206,11 +206,11 @@ def users(env: Mapping[str, str]) -> Users:
 
 def marker(env: Mapping[str, str]) -> Path:
     """Return the file that changes when a user's password changes or a user goes (guard.py)."""
-    return settings.runtime_dir(env) / "users.changed"
+    return settings.shared_dir(env) / "users.changed"
 
 
 def announce(path: Path) -> None:
-    """Let every server process forget the logins that it has checked."""
+    """Let every process of every server forget the logins that it has checked."""
     settings.write_private({str(path): f"{tokens.token_hex(8)}\n"})
 
 

@@ -4,7 +4,7 @@ Each address has a bucket: a failed login puts one drop in, and every PAUSE seco
 drops in it, nothing more is checked until one has leaked. Whoever has once logged in from an address has a
 bucket of their own there, so the failures of others never slow them, not even behind a shared address.
 
-Each server process counts for itself: with N of them, an address has N times as many tries.
+Each server process counts for itself: with N of them, over all servers, an address has N times as many tries.
 """
 
 import ipaddress

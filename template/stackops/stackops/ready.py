@@ -8,6 +8,7 @@ import argparse
 import base64
 import json
 import os
+import socket
 import time
 import urllib.error
 import urllib.parse
@@ -23,7 +24,9 @@ from stackops.errors import StackError, one_line
 AGENT = "stackops-ready"
 HELP = "is the server ready: API, database, artifact store (the health check)"
 TRY = 8.0
-NOTE = "ready.json"
+NOTES = "ready-*.json"
+FORGOTTEN = 3600
+"""Seconds after which what a server has noted goes: it is not there any more."""
 # The database is asked for an experiment that is not there, so that no row decides what the answer is: MLflow
 # fails over one that it has not written itself, and goes on serving the others.
 PARTS = (
@@ -91,21 +94,30 @@ def own(scope: Mapping[str, Any]) -> bool:
     return (b"user-agent", AGENT.encode()) in scope["headers"]
 
 
-def noted() -> Path:
-    """Return where the last result is."""
-    return Path(os.environ.get("TMPDIR") or "/var/tmp", NOTE)
+def folder() -> Path:
+    """Return where the last result of every server is."""
+    return Path(os.environ.get("TMPDIR") or "/var/tmp")
+
+
+def notes() -> list[Path]:
+    """Return the files with the last result of each server."""
+    return sorted(folder().glob(NOTES))
 
 
 def note(seconds: Mapping[str, float], error: str = "") -> None:
     """Write down what came out. On a full disk nothing is written, and the health is what it is."""
     content = {"time": time.time(), "seconds": seconds, "error": error}
-    part = noted().with_name(f".{NOTE}.{os.getpid()}")
+    own = folder() / NOTES.replace("*", socket.gethostname())
+    part = own.with_name(f".{own.name}.{os.getpid()}")
     with suppress(OSError):
         try:
             part.write_text(json.dumps(content), encoding="utf-8")
-            part.replace(noted())
+            part.replace(own)
         finally:
             part.unlink(missing_ok=True)
+        for other in notes():
+            if time.time() - other.stat().st_mtime > FORGOTTEN:
+                other.unlink(missing_ok=True)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,28 @@ def require(state: State, what: str = "MLflow") -> None:
         f"the database's {what} schema {found} and this MLflow needs {state.newest}; back the database up, "
         "then run make up: its migrate job brings the tables up to date before the server starts"
     )
+
+
+def caught_up(uri: str, seconds: float) -> None:
+    """Return when the copy that is read from has the tables of this MLflow: after an upgrade it is behind for
+    a moment. Raises StackError if it does not answer, or is still behind after `seconds`."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    until, why = time.monotonic() + seconds, ""
+    while True:
+        try:
+            state = tracking(uri)
+            if state.revision == state.newest:
+                return
+            why = f"its tables are at {state.revision or 'nothing'}, and this MLflow needs {state.newest}"
+        except SQLAlchemyError as error:
+            why = one_line(getattr(error, "orig", None) or error)
+        if time.monotonic() >= until:
+            raise StackError(
+                f"the read replica cannot be used: {why}; wait until it has caught up, or take "
+                "MLFLOW_READ_REPLICA_BACKEND_STORE_URI out of .env"
+            )
+        time.sleep(1)
 
 
 def migrations(*path: str) -> Path:

@@ -43,7 +43,7 @@ def own_spool(folder: str) -> tuple[str, int]:
                 shutil.rmtree(path, ignore_errors=True)
                 os.close(held)
                 count += 1
-        own = tempfile.mkdtemp(prefix=SPOOL, dir=folder)
+        own = tempfile.mkdtemp(prefix=f"{SPOOL}{socket.gethostname()}-", dir=folder)
         os.set_inheritable(lock(own), True)  # never closed: the server that replaces this process has it
     finally:
         os.close(alone)
@@ -69,6 +69,8 @@ def check_schema(env: Mapping[str, str]) -> None:
     backend, accounts = settings.backend(env), settings.accounts(env)
     backend.wait(env, PATIENCE)
     schema.require(schema.tracking(backend.uri(env)))
+    if replica := env.get("MLFLOW_READ_REPLICA_BACKEND_STORE_URI"):
+        schema.caught_up(replica, PATIENCE)
     if accounts:
         schema.require(accounts.tables(env), "users'")
 

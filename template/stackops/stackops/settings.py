@@ -138,6 +138,25 @@ def port(env: Mapping[str, str]) -> str:
     return env.get("MLFLOW_PORT") or "5000"
 
 
+def shared_dir(env: Mapping[str, str]) -> Path:
+    """Return the folder in which servers tell each other; a single one tells its own processes."""
+    return Path(env.get("SHARED_DIR") or runtime_dir(env))
+
+
+def servers(env: Mapping[str, str]) -> int:
+    """Return how many servers share the work. Raises StackError if MLFLOW_REPLICAS is no number above 0."""
+    value = env.get("MLFLOW_REPLICAS") or "1"
+    if not value.isdecimal() or int(value) < 1:
+        raise StackError(f"MLFLOW_REPLICAS is {value!r}; use a whole number above 0, or leave it empty")
+    return int(value)
+
+
+def servers_at_once(env: Mapping[str, str]) -> int:
+    """Return how many servers there may be at a time: where there can be several, one more while they are
+    replaced one after the other."""
+    return servers(env) + (1 if env.get("MLFLOW_REPLICAS") else 0)
+
+
 def engines(env: Mapping[str, str]) -> int:
     """Return how many pools each worker has: tracking, model registry, and the users' own."""
     return 3 if accounts(env) else 2
@@ -151,6 +170,7 @@ def server_environment(env: Mapping[str, str], here: sizing.Machine) -> dict[str
     """
     env = present(env)
     database, artifacts, users, keys = backend(env), store(env), accounts(env), secrets(env)
+    here = sizing.share(here, servers(env))
     workers = sizing.workers(env.get("MLFLOW_WORKERS"), here, database.max_workers(env, engines(env)))
     direct = env.get("ARTIFACT_ACCESS") == "direct"
     ours = {

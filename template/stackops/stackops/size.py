@@ -246,10 +246,11 @@ def pools(env: Mapping[str, str]) -> str:
     size, overflow = (env.get(f"MLFLOW_SQLALCHEMYSTORE_{name}") for name in ("POOL_SIZE", "MAX_OVERFLOW"))
     if not size or not overflow:
         return f"server     {workers} workers"
-    each = settings.engines(env)
-    most = int(workers) * each * (int(size) + int(overflow))
+    each, servers = settings.engines(env), settings.servers(env)
+    most = servers * int(workers) * each * (int(size) + int(overflow))
     return (
-        f"server     {workers} workers with {each} pools of {size} + {overflow} connections: "
+        f"{f'servers    {servers}, each' if servers > 1 else 'server    '} "
+        f"{workers} workers with {each} pools of {size} + {overflow} connections: "
         f"at most {most} of {env.get('DB_MAX_CONNECTIONS') or '100'}"
     )
 
@@ -259,7 +260,7 @@ def limit_of(env: Mapping[str, str]) -> Advice | None:
     look = getattr(settings.backend(env), "server_limit", None)
     if not look or "DB_SSLMODE" not in env:
         return None
-    limit, workers = look(env), int(env["MLFLOW_WORKERS"])
+    limit, workers = look(env), int(env["MLFLOW_WORKERS"]) * settings.servers_at_once(env)
     value = sizing.connections(workers, settings.engines(env), limit)
     why = f"The database lets in {limit}; ten of yours are kept free, and twenty of its own for others."
     return Advice("DB_MAX_CONNECTIONS", str(value), env.get("DB_MAX_CONNECTIONS") or "50", why)

@@ -6,7 +6,7 @@ histories or send files of 32 MiB. More workers than CPUs bring nothing.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stackops.errors import StackError
@@ -15,6 +15,8 @@ MAX_WORKERS = 4
 BASE_MEMORY = 320 << 20
 WORKER_MEMORY = 180 << 20
 MAX_POOL, MAX_OVERFLOW = 10, 5
+ENOUGH = 5
+"""Connections of a pool with which a worker does what it can: it works on one request at a time."""
 RESERVED_CONNECTIONS = 10
 
 
@@ -34,6 +36,11 @@ def machine(cgroup: Path = Path("/sys/fs/cgroup")) -> Machine:
         cpus = min(cpus, max(1, int(quota) // int(period)))
     memory = _text(cgroup / "memory.max")
     return Machine(cpus, int(memory) if memory.isdigit() else None)
+
+
+def share(here: Machine, servers: int) -> Machine:
+    """Return what one of several servers has: its part of the CPUs, rounded up. Its memory is its own."""
+    return replace(here, cpus=max(1, -(-here.cpus // servers)))
 
 
 def _text(path: Path) -> str:
@@ -69,6 +76,13 @@ def connections(processes: int, engines: int, limit: int) -> int:
     pools, and twenty stay for others; but never fewer than it needs at least."""
     wish = processes * engines * (MAX_POOL + MAX_OVERFLOW) + RESERVED_CONNECTIONS
     return max(2 * engines * processes + RESERVED_CONNECTIONS, min(wish, limit - 20))
+
+
+def processes(limit: int, workers: int, engines: int, servers: int, at_once: int) -> int:
+    """Return for how many processes the pools are made: for all that there may be while servers are replaced
+    one after the other, if that leaves ENOUGH to each pool; otherwise for those that there are as a rule."""
+    most = workers * at_once
+    return most if connections_per_pool(limit, most, engines) >= ENOUGH else workers * servers
 
 
 def pool(limit: int, processes: int, engines: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from urllib.parse import quote, urlencode
 
 from stackops import sizing
 from stackops.errors import StackError, one_line
-from stackops.settings import Secrets, need, runtime_dir
+from stackops.settings import Secrets, need, runtime_dir, servers, servers_at_once
 
 PASSFILE = "pgpass"
 LOCK = 0x6D6C666C6F77  # "mlflow": the advisory lock of schema changes
@@ -72,6 +72,42 @@ def uri(env: Mapping[str, str]) -> str:
     return f"postgresql+psycopg2://{user}@{host}:{port}/{name}?{urlencode(parameters(env))}"
 
 
+def replica_uri(env: Mapping[str, str]) -> str:
+    """Return the URI of a copy that is read from, as DB_READ_REPLICA_URI names it, or "" if there is none.
+
+    It is a copy of the same database: the same user reads it, with the same password, and with the same
+    options unless it names others. Raises StackError for anything else.
+    """
+    text = env.get("DB_READ_REPLICA_URI")
+    if not text:
+        return ""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    name, example = "MLFLOW_READ_REPLICA_BACKEND_STORE_URI", "postgresql://HOST:5432/NAME"
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        raise StackError(f"{name} is no address of a database; write {example}") from None
+    if url.password is not None:
+        raise StackError(f"{name} has a password in it; leave it out: the one in secrets/db_password is used")
+    if not url.drivername.startswith("postgresql") or not url.host or not url.database:
+        raise StackError(f"{name} is no address of a PostgreSQL database; write {example}")
+    if url.username not in (None, need(env, "DB_USER")):
+        raise StackError(f"{name} names another user than DB_USER; leave the user out of it")
+    if (url.host, url.port or 5432) == (need(env, "DB_HOST"), int(env.get("DB_PORT") or 5432)):
+        raise StackError(
+            f"{name} is the address of the database itself; write that of its copy, or take it out"
+        )
+    made = url.set(
+        drivername="postgresql+psycopg2",
+        username=need(env, "DB_USER"),
+        port=url.port or 5432,
+        query={**parameters(env), **url.query},
+    )
+    return made.render_as_string(hide_password=False)
+
+
 def accounts_uri(env: Mapping[str, str]) -> str:
     """Return the URI of the users' tables: the same database."""
     return uri(env)
@@ -104,17 +140,21 @@ def max_connections(env: Mapping[str, str]) -> int:
 
 def max_workers(env: Mapping[str, str], engines: int) -> int:
     """Return the most workers that leave each engine its two connections."""
-    return sizing.connections_per_pool(max_connections(env), 1, engines) // 2
+    return sizing.connections_per_pool(max_connections(env), servers(env), engines) // 2
 
 
 def environment(env: Mapping[str, str], workers: int, engines: int) -> dict[str, str]:
-    """Return the passfile's place, and pools that together stay below the database's limit."""
+    """Return the passfile's place, and pools that stay below the database's limit, over all servers."""
     found = {"PGPASSFILE": str(runtime_dir(env) / PASSFILE)}
     own = {"MLFLOW_SQLALCHEMYSTORE_POOL_SIZE", "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW"}
     if not own & env.keys():
-        size, overflow = sizing.pool(max_connections(env), workers, engines)
+        limit = max_connections(env)
+        processes = sizing.processes(limit, workers, engines, servers(env), servers_at_once(env))
+        size, overflow = sizing.pool(limit, processes, engines)
         found["MLFLOW_SQLALCHEMYSTORE_POOL_SIZE"] = str(size)
         found["MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW"] = str(overflow)
+    if replica := replica_uri(env):
+        found["MLFLOW_READ_REPLICA_BACKEND_STORE_URI"] = replica
     return found
 
 

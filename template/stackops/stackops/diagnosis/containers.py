@@ -86,10 +86,23 @@ def states(facts: Facts) -> list[Finding]:
         for n, s in facts.services.items()
         if not s.get("profiles") and n not in seen and s.get("restart") != "no"
     ]
+    for name, service in facts.services.items():
+        runs = sum(
+            service_of(one) == name and one.get("State", {}).get("Status") == "running"
+            for one in facts.containers
+        )
+        if name in seen and service.get("restart") != "no" and 0 < runs < (wanted := replicas(service)):
+            text = f"{runs} of {wanted} containers of {name} run; the others do their work"
+            found.append(Finding(WARN, "containers", text, "make up"))
     if missing and facts.services:
         word = "the stack does not run" if not seen else f"{', '.join(missing)}: no container"
         found.append(Finding(SERIOUS, "containers", word, "make up"))
     return found
+
+
+def replicas(service: Mapping[str, Any]) -> int:
+    """Return how many containers of a service there should be."""
+    return int((service.get("deploy") or {}).get("replicas", 1))
 
 
 def checks(state: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -159,7 +172,7 @@ def memory(facts: Facts) -> list[Finding]:
     """What the services may take fits into the machine."""
     total = int(facts.text("memory").strip() or 0)
     limits = {
-        name: int(service["mem_limit"])
+        name: int(service["mem_limit"]) * replicas(service)
         for name, service in facts.services.items()
         if service.get("mem_limit") and not service.get("profiles") and service.get("restart") != "no"
     }

@@ -1,4 +1,4 @@
-"""What the workers of the server count (counting.py): their files, put together. Each has its own series."""
+"""What the workers of all servers count (counting.py): their files, put together. Each has its own series."""
 
 import time
 from collections.abc import Mapping
@@ -15,29 +15,36 @@ SILENT = 20
 """Seconds without a new file after which a worker is taken for gone."""
 
 
-def files(spool: Path, now: float) -> dict[str, Path]:
-    """Return the file of each worker that is alive, by number: the newest, when a server follows another."""
-    found: dict[str, tuple[float, Path]] = {}
+Worker = tuple[str, str]
+"""The name of a server's container, and the number of a process in there."""
+
+
+def files(spool: Path, now: float) -> dict[Worker, Path]:
+    """Return the file of each worker that is alive: the newest, when a server follows another."""
+    found: dict[Worker, tuple[float, Path]] = {}
     for path in spool.glob(f"{SPOOL}*/{FOLDER}/*.prom"):
         try:
             written = path.stat().st_mtime
         except FileNotFoundError:
             continue
         if now - written <= SILENT:
-            found[path.stem] = max((written, path), found.get(path.stem, (0.0, path)))
+            server = path.parent.parent.name.removeprefix(SPOOL).rpartition("-")[0]
+            worker = server, path.stem
+            found[worker] = max((written, path), found.get(worker, (0.0, path)))
     return {worker: path for worker, (_, path) in sorted(found.items())}
 
 
-def merged(texts: Mapping[str, str]) -> dict[str, Metric]:
-    """Return the metrics of all workers, each sample with its worker's number."""
+def merged(texts: Mapping[Worker, str]) -> dict[str, Metric]:
+    """Return the metrics of all workers, each sample with its server's name and its worker's number."""
     together: dict[str, Metric] = {}
-    for worker, text in texts.items():
+    for (server, worker), text in texts.items():
+        whose = {"server": server, "worker": worker}
         for metric in text_string_to_metric_families(text):
             into = together.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
             for sample in metric.samples:
                 # When a counter began is of no use to Prometheus, and would be a series of its own.
                 if not sample.name.endswith("_created"):
-                    into.add_sample(sample.name, {**sample.labels, "worker": worker}, sample.value)
+                    into.add_sample(sample.name, {**sample.labels, **whose}, sample.value)
     return together
 
 
@@ -51,7 +58,7 @@ def figures(env: Mapping[str, str]) -> Figures:
             continue
     together = merged(texts)
     yield from (metric for metric in together.values() if metric.samples)
-    yield gauge("stack_workers", "Workers of the server that are alive.", len(texts))
+    yield gauge("stack_workers", "Workers of all servers that are alive.", len(texts))
     if started := together.get("process_start_time_seconds"):
         newest = max(sample.value for sample in started.samples)
         yield gauge("stack_worker_started_seconds", "When the youngest worker was started.", newest)
