@@ -579,11 +579,11 @@ def settings(tree: Tree) -> list[str]:
 
 def make_targets(makefile: str) -> tuple[list[str], list[str]]:
     """Return the targets that a Makefile's help prints, and all of its targets."""
-    helped = re.findall(r"(?m)^([a-z][a-z-]*):.*## ", makefile)
-    return helped, re.findall(r"(?m)^([a-z][a-z-]*):", makefile)
+    helped = re.findall(r"(?m)^([a-z][a-z0-9-]*):.*## ", makefile)
+    return helped, re.findall(r"(?m)^([a-z][a-z0-9-]*):", makefile)
 
 
-PHONY = r".PHONY: $(shell sed -n 's/^\([a-z-]*\):.*/\1/p' Makefile)"
+PHONY = r".PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*/\1/p' Makefile)"
 
 
 def makefile_targets(tree: Tree) -> list[str]:
@@ -614,7 +614,7 @@ def makefile_targets(tree: Tree) -> list[str]:
 @functools.cache
 def _make_calls(text: str) -> tuple[str, ...]:
     """Return the targets of every `make NAME`, quoted in prose or at the start of a line of commands."""
-    return tuple(re.findall(r"""(?m)(?:[`'"]|^\s*(?:- run: |\*\s+|#?\s{2,})?)make ([a-z][a-z-]*)\b""", text))
+    return tuple(re.findall(r"""(?m)(?:[`'"]|^\s*(?:- run: |\*\s+|#?\s{2,})?)make ([a-z][a-z0-9-]*)\b""", text))
 
 
 # Made by 'make init' or by the owner of the stack, or by running it; and paths inside the containers.
