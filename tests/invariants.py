@@ -148,6 +148,46 @@ def expected_files(answers: Answers) -> set[str]:
         files |= watching_files(answers)
     if (backend, store) == ("sqlite", "local"):
         files |= {"scripts/local.sh"}
+    if answers.get("kubernetes", "none") != "none":
+        files |= cluster_files(answers)
+    return files
+
+
+def cluster_files(answers: Answers) -> set[str]:
+    """Return the files for a cluster."""
+    backend, store = answers["backend"], answers["artifact_store"]
+    files = {"scripts/k8s.sh", ".github/workflows/kubernetes.yml"}
+    base = ["kustomization.yaml", "config.env", "namespace.yaml", "serviceaccount.yaml", "maintenance.yaml"]
+    base += ["deployment.yaml", "service.yaml", "pdb.yaml", "networkpolicy.yaml"]
+    components = ["migrate/job", "gc-cronjob/cronjob", "httproute/httproute", "ingress/ingress"]
+    components += ["external-secrets/external-secret"]
+    if backend == "sqlite" or store == "local":
+        base += ["data.yaml"]
+    else:
+        components += ["hpa/hpa", "jobs-singleton/deployment"]
+        files |= {"k8s/components/jobs-singleton/config.env"}
+    if answers["reverse_proxy"] == "nginx":
+        base += ["nginx.yaml"]
+        files |= {"nginx/kustomization.yaml", "nginx/50-cluster.sh"}
+    if answers["auth"] == "oidc":
+        base += ["oauth2-proxy.yaml", "oauth2-proxy.env"]
+        files |= {f"k8s/overlays/{overlay}/oauth2-proxy.env" for overlay in ("dev", "production")}
+    if backend == "postgres":
+        components += ["postgres/postgres", "cnpg-cluster/cluster"]
+        files |= {"postgres/kustomization.yaml"}
+    if store in SELF_HOSTED:
+        components += ["object-store/object-store"]
+    if store == "minio":
+        files |= {"object-store/kustomization.yaml"}
+    if answers.get("backups"):
+        components += ["backup-cronjob/cronjob", "backup-cronjob/volume"]
+    if answers.get("monitoring"):
+        components += ["servicemonitor/servicemonitor"]
+    files |= {f"k8s/base/{name}" for name in base} | {f"k8s/components/{name}.yaml" for name in components}
+    files |= {f"k8s/components/{name.split('/')[0]}/kustomization.yaml" for name in components}
+    for overlay in ("dev", "production"):
+        files |= {f"k8s/overlays/{overlay}/kustomization.yaml", f"k8s/overlays/{overlay}/config.env"}
+        files |= {f"k8s/migrate/{overlay}/kustomization.yaml"}
     return files
 
 
@@ -330,6 +370,10 @@ WORDS: dict[str, tuple[Callable[[Answers], bool], str]] = {
     "watching": (
         lambda a: bool(a.get("monitoring")),
         r"prometheus|promtool|grafana|monitoring[/-]|\balarms\b",
+    ),
+    "a cluster": (
+        lambda a: a.get("kubernetes", "none") != "none",
+        r"kubernetes|kubectl|kustomiz|\bk8s\b",
     ),
     "a way into our store": (
         lambda a: (
@@ -803,6 +847,7 @@ ASKED = {
     "https_port",
     "backups",
     "monitoring",
+    "kubernetes",
 }
 
 CHECKS: tuple[Check, ...] = (
