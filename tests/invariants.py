@@ -187,7 +187,6 @@ def cluster_files(answers: Answers) -> set[str]:
     files |= {f"k8s/components/{name.split('/')[0]}/kustomization.yaml" for name in components}
     for overlay in ("dev", "production"):
         files |= {f"k8s/overlays/{overlay}/kustomization.yaml", f"k8s/overlays/{overlay}/config.env"}
-        files |= {f"k8s/migrate/{overlay}/kustomization.yaml"}
     return files
 
 

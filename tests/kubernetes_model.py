@@ -236,7 +236,7 @@ def policies(manifests: list[Manifest]) -> list[str]:
         ways = [way for rule in about for way in rule.get("ingress", ()) or ()]
         found += [f"{where(manifest)}: anybody may come in"] * any(not way.get("from") for way in ways)
         if labels["app.kubernetes.io/name"] in ("postgres", "object-store"):
-            who = [source for way in ways for source in way["from"]]
+            who = [source for way in ways for source in way.get("from", ())]
             wanted = [{"podSelector": {"matchLabels": {"reaches-data": "yes"}}}]
             found += [f"{where(manifest)}: {who} may come in"] * (who != wanted)
     return found
