@@ -362,7 +362,7 @@ WORDS: dict[str, tuple[Callable[[Answers], bool], str]] = {
     "MinIO": (lambda a: a["artifact_store"] == "minio", r"minio|\bsilo\b|\bmc\b"),
     "SeaweedFS": (lambda a: a["artifact_store"] == "seaweedfs", r"seaweed|\bweed\b"),
     "our own object store": (lambda a: a["artifact_store"] in SELF_HOSTED, r"object[-_]store|STORE_(IMAGE|MEMORY)"),
-    "S3": (lambda a: a["artifact_store"] in S3_STORES, r"(\b|_)s3(\b|_)|\bboto|\baws|arn:"),
+    "S3": (lambda a: a["artifact_store"] in S3_STORES, r"(\b|_)s3(\b|_)|\bboto|\baws|\barn:"),
     "Azure": (lambda a: a["artifact_store"] == "azure", r"azure|wasbs|blob\.core|blob storage"),
     "Google": (lambda a: a["artifact_store"] == "gcs", r"(\b|_)gcs(\b|_)|\bgs:|google"),
     "backups by the clock": (lambda a: bool(a.get("backups")), r"backup-schedule|BACKUP_SCHEDULE|by the clock"),
@@ -736,7 +736,7 @@ def parses(tree: Tree) -> list[str]:
     """Every file in a format with a parser is read by it."""
     found = []
     for name, text in tree.files.items():
-        if fault := _parse_fault(name.rpartition("/")[2], text):
+        if fault := _parse_fault(name if name.startswith("k8s/") else name.rpartition("/")[2], text):
             found.append(f"{name}: {fault}")
     return found
 
@@ -749,7 +749,8 @@ def _parse_fault(base: str, text: str) -> str | None:
         elif base.endswith(".toml"):
             tomllib.loads(text)
         elif base in (".yamllint",) or base.endswith((".yaml", ".yml")):
-            load_yaml(text)
+            # Manifests of a cluster may stand one after another.
+            list(yaml.load_all(text, yaml.CSafeLoader)) if base.startswith("k8s/") else load_yaml(text)
         elif base == ".editorconfig":
             configparser.ConfigParser().read_string("[top]\n" + text)
         elif base.endswith(".py"):
