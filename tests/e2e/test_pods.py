@@ -1,8 +1,8 @@
 """The pods of k8s/overlays/dev really run: podman plays the manifests on the images that Compose built.
 
 Podman is no cluster. It honours command, environment, user, read-only root, capabilities, volumes and Secrets. It has
-no Services, policies, probes of readiness or roll-outs, and gives a Secret's files to root whatever fsGroup says. So the
-test starts each workload's pod by itself, under the name of its Service, and lets everybody read those files.
+no Services, policies, probes of readiness or roll-outs, and gives a Secret's files to root whatever fsGroup says. So
+the test starts each workload's pod by itself, under its Service's name, and lets everybody read those files.
 """
 
 import copy
