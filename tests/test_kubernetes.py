@@ -448,7 +448,7 @@ def test_nginx_accepts_what_it_gets_in_a_cluster(clusters: list[Cluster], tmp_pa
 
 
 # What checkov would have otherwise; docs/kubernetes.md explains each.
-SKIPPED = {"CKV_K8S_15", "CKV_K8S_43", "CKV_K8S_35", "CKV_K8S_8", "CKV_K8S_9", "CKV2_K8S_6", "CKV_K8S_40"}
+SKIPPED = {"CKV_K8S_15", "CKV_K8S_43", "CKV_K8S_40", "CKV2_K8S_6"}
 
 
 def test_what_checkov_finds_is_explained(checkov: str, clusters: list[Cluster], tmp_path: Path) -> None:  # noqa: F811

@@ -23,7 +23,7 @@ import pytest
 import yaml
 from kubernetes_model import Manifest
 from needs import engine
-from stacks import HERE, PREFIX, Stack, run, stack
+from stacks import HERE, PREFIX, ROOT, Stack, run, stack
 
 pytestmark = pytest.mark.docker
 
@@ -33,7 +33,7 @@ RUN apt-get -qq update && apt-get -qq install --yes --no-install-recommends podm
   iptables nftables catatonit >/dev/null
 VOLUME /var/lib/containers
 """
-TEAM = {"purpose": "team", "kubernetes": "kustomize"}
+TEAM = {"purpose": "team", "backups": True, "kubernetes": "kustomize"}
 SERVERS = ("mlflow-1", "mlflow-2")
 PATIENCE = 150
 
@@ -111,8 +111,9 @@ class Node:
 class Cluster:
     """What k8s/overlays/dev gives, and the node on which it is played."""
 
-    def __init__(self, node: Node, stack: Stack, manifests: list[Manifest]):
+    def __init__(self, node: Node, stack: Stack, manifests: list[Manifest], before: dict[str, str]):
         self.node, self.stack, self.manifests = node, stack, manifests
+        self.before = before  # what was logged when Compose ran the stack
         self.configs = [manifest for manifest in manifests if manifest["kind"] == "ConfigMap"]
 
     def pod(self, workload: str, name: str = "", change: Callable[[Manifest], object] = lambda spec: None) -> Manifest:
@@ -182,10 +183,11 @@ def node() -> Iterator[Callable[..., Node]]:
     assert built.returncode == 0, built.stderr
     names: list[str] = []
 
-    def start(port: int) -> Node:
+    def start(port: int, backups: Path) -> Node:
         names.append(f"{PREFIX}-node-{secrets.token_hex(3)}")
         door = f"127.0.0.1:{port}:8080"
         here = ("--privileged", "--init", "--name", names[-1], "--label", outside.OWNER, "--publish", door)
+        here += ("--volume", f"{backups}:/brought:ro")
         done = run("docker", "run", "--detach", *here, image, "sleep", "infinity")
         assert done.returncode == 0, done.stderr
         made = Node(names[-1])
@@ -201,14 +203,17 @@ def node() -> Iterator[Callable[..., Node]]:
 
 @pytest.fixture(scope="module")
 def cluster(node: Callable[..., Node], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """The team's stack with its database, its store, the schema's job done, two servers, and nginx in front."""
+    """The team's stack as Compose runs it, saved and stopped; then its database and its store in pods, both new."""
     with stack(tmp_path_factory.mktemp("pods"), "pods", TEAM) as one:
         # The manifests name the image as Compose does when .env says nothing.
         one.setting("MLFLOW_IMAGE", "")
-        one.compose("build", "--quiet", "mlflow", "object-store")
+        one.up()
+        before = json.loads(one.client((HERE / "stock_client.py").read_text(), "write").splitlines()[-1])
+        one.make("backup")
+        one.make("down")
         manifests = kube.kustomize(one.folder / "k8s" / "overlays" / "dev")
-        made = Cluster(node(one.answers["http_port"]), one, manifests)
-        for image in sorted({image for where, image in kube.images(manifests) if not where.startswith("CronJob")}):
+        made = Cluster(node(one.answers["http_port"], one.folder / "backups"), one, manifests, before["known"])
+        for image in sorted({image for _, image in kube.images(manifests)}):
             made.node.load(image, image.rpartition("/")[2])
         path = f"{Path(kube.tool('kubectl')).parent}:{os.environ['PATH']}"
         printed = one.make("k8s-secrets", "PRINT=1", env={"PATH": path})
@@ -277,6 +282,32 @@ def _job(cluster: Cluster) -> str:
     return next(kube.where(m) for m in cluster.manifests if m["metadata"]["name"].startswith("migrate-"))
 
 
+def test_the_journey_brings_the_data(cluster: Cluster) -> None:
+    """docs/kubernetes.md: a backup of the Compose stack in the volume, and the pod that loads it, with the words there."""
+    page = (ROOT / "docs" / "kubernetes.md").read_text()
+    patches = [json.loads(found) for found in re.findall(r"--type=json -p '(\[.*?\])'", page)]
+    held, loads = (next(one[0] for one in patches if one[0]["value"][0] == word) for word in ("sleep", "restore"))
+
+    def patched(patch: Manifest) -> Callable[[Manifest], None]:
+        *path, last = patch["path"].removeprefix("/spec/template/spec/").split("/")
+
+        def change(spec: Manifest) -> None:
+            for step in path:
+                spec = spec[int(step) if step.isdecimal() else step]
+            spec[last] = patch["value"]
+
+        return change
+
+    cluster.node.play(*cluster.configs, cluster.pod("CronJob backup", "hold", change=patched(held)))
+    # What `kubectl cp` does: tar, as the pod's user.
+    cluster.node.do(
+        "sh", "-c", f"tar -C /brought -cf - . | {' '.join(PODMAN)} exec -i hold-backup tar -C /backups -xf -"
+    )
+    cluster.node.gone("hold")
+    code, said = cluster.job("CronJob backup", "restore", change=patched(loads))
+    assert code == 0, said
+
+
 def test_the_job_makes_the_schema(cluster: Cluster) -> None:
     """It ends well, a second time too."""
     for name in ("first", "second"):
@@ -296,6 +327,9 @@ def test_two_servers_do_what_clients_ask(cluster: Cluster) -> None:
     _until(cluster, "nginx-nginx", "wget", "-q", "-O", "/dev/null", "http://127.0.0.1:8080/healthz")
     done = json.loads(cluster.stack.client((HERE / "stock_client.py").read_text(), "write").splitlines()[-1])
     assert done["errors"] and not any(done["errors"].values()), done["errors"]
+    # And what was logged when Compose ran the stack.
+    words = ("read", cluster.before["run"], cluster.before["trace"])
+    cluster.stack.client((HERE / "stock_client.py").read_text(), *words)
     for name in SERVERS:
         said = cluster.node.inside(f"{name}-mlflow", "stackops", "ready")
         assert said == ""
