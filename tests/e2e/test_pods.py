@@ -283,28 +283,23 @@ def _job(cluster: Cluster) -> str:
 
 
 def test_the_journey_brings_the_data(cluster: Cluster) -> None:
-    """docs/kubernetes.md: a backup of the Compose stack in the volume, and the pod that loads it, with the words there."""
+    """docs/kubernetes.md: the backup of the Compose stack goes into the volume, and is loaded, with the words there."""
     page = (ROOT / "docs" / "kubernetes.md").read_text()
-    patches = [json.loads(found) for found in re.findall(r"--type=json -p '(\[.*?\])'", page)]
-    held, loads = (next(one[0] for one in patches if one[0]["value"][0] == word) for word in ("sleep", "restore"))
+    hold, restore = (json.loads(found) for found in re.findall(r"(?s)--type=json -p '(\[.*?\])'", page))
 
-    def patched(patch: Manifest) -> Callable[[Manifest], None]:
-        *path, last = patch["path"].removeprefix("/spec/template/spec/").split("/")
-
+    def patched(patch: list[Manifest]) -> Callable[[Manifest], None]:
         def change(spec: Manifest) -> None:
-            for step in path:
-                spec = spec[int(step) if step.isdecimal() else step]
-            spec[last] = patch["value"]
+            for one in patch:
+                spec["containers"][0][one["path"].removeprefix("/spec/template/spec/containers/0/")] = one["value"]
 
         return change
 
-    cluster.node.play(*cluster.configs, cluster.pod("CronJob backup", "hold", change=patched(held)))
+    cluster.node.play(*cluster.configs, cluster.pod("CronJob backup", "hold", change=patched(hold)))
     # What `kubectl cp` does: tar, as the pod's user.
-    cluster.node.do(
-        "sh", "-c", f"tar -C /brought -cf - . | {' '.join(PODMAN)} exec -i hold-backup tar -C /backups -xf -"
-    )
+    into = f"{' '.join(PODMAN)} exec -i hold-backup tar -C /backups -xf -"
+    cluster.node.do("sh", "-c", f"tar -C /brought -cf - . | {into}")
     cluster.node.gone("hold")
-    code, said = cluster.job("CronJob backup", "restore", change=patched(loads))
+    code, said = cluster.job("CronJob backup", "restore", change=patched(restore))
     assert code == 0, said
 
 
@@ -375,3 +370,38 @@ def test_nothing_acknowledged_is_lost(cluster: Cluster) -> None:
     assert not errors and len(acknowledged) == count, errors[:5]
     running = cluster.node.podman("ps", "--format", "{{.Names}}").split()
     assert f"{SERVERS[0]}-mlflow" not in running and f"{SERVERS[1]}-mlflow" in running
+
+
+def due(cluster: Cluster, *pods: str) -> list[str]:
+    """Return the pods that start what is due at a time."""
+    look = "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '"
+    return [pod for pod in pods if "_periodic_tasks_consumer" in cluster.node.inside(f"{pod}-mlflow", "sh", "-c", look)]
+
+
+def test_one_pod_alone_starts_what_is_due(cluster: Cluster) -> None:
+    """components/jobs-singleton: servers take jobs, and one pod looks at the clock; a second one would be seen."""
+    folder = cluster.stack.folder / "k8s" / "overlays" / "jobs"
+    folder.mkdir()
+    overlay = {"resources": ["../dev"], "components": ["../../components/jobs-singleton"]}
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    for name in (*SERVERS, "nginx"):
+        cluster.node.gone(name)
+    jobs = Cluster(cluster.node, cluster.stack, kube.kustomize(folder), cluster.before)
+    jobs.server("web")
+    jobs.play("Deployment mlflow-jobs", "jobs")
+    until = time.monotonic() + PATIENCE
+    while not (found := due(jobs, "web", "jobs")):
+        assert time.monotonic() < until, jobs.node.podman("logs", "jobs-mlflow")
+        time.sleep(1)
+    assert found == ["jobs"]
+
+    def second(spec: Manifest) -> None:
+        spec["containers"][0]["env"] = [{"name": "MLFLOW_SERVER_JOB_ENABLE_PERIODIC_TASKS", "value": "true"}]
+
+    jobs.server("wrong", change=second)
+    while due(jobs, "wrong", "jobs") == ["jobs"]:
+        assert time.monotonic() < until, jobs.node.podman("logs", "wrong-mlflow")
+        time.sleep(1)
+    assert due(jobs, "web", "wrong", "jobs") == ["wrong", "jobs"]
+    for name in ("web", "wrong", "jobs"):
+        jobs.node.gone(name)
