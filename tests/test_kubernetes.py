@@ -543,3 +543,53 @@ def test_the_script_says_what_is_wrong(filled_stack: Path) -> None:
     assert done.returncode == 1 and "secrets/db_password is missing: run 'make init'" in done.stderr
     rendered = script(filled_stack, "render")
     assert rendered.returncode == 0 and rendered.stdout.startswith("apiVersion: ")
+
+
+# A kubectl whose cluster has everything but $ABSENT, and in which a job ends as $JOB.
+FAKE = """#!/bin/sh
+echo "$*" >>"$CALLS"
+case $1 in
+  kustomize | create) exec REAL "$@" ;;
+  get) case $2 in $ABSENT) echo 'Error from server (NotFound): it is not there' >&2 && exit 1 ;; esac ;;
+  wait) case $* in *"condition=$JOB"*) ;; *) exit 1 ;; esac ;;
+  logs) echo 'stackops: error: the words of the job' ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("job", "absent", "words", "sentence"),
+    [
+        ("complete", "none", "delete apply:first apply:migrate wait apply rollout rollout rollout", ""),
+        (
+            "failed",
+            "none",
+            "delete apply:first apply:migrate wait wait logs",
+            "above, and the servers are as they were",
+        ),
+        ("complete", "secret", "", "there is no Secret mlflow-secrets: run 'make k8s-secrets' first"),
+        ("complete", "namespace", "", "there is no namespace demo-stack: run 'make k8s-secrets' first"),
+    ],
+)
+def test_servers_come_after_the_job(
+    filled_stack: Path, tmp_path: Path, job: str, absent: str, words: str, sentence: str
+) -> None:
+    """'make k8s-apply': what the job needs, the job, and only when it has ended well everything."""
+    for path in (filled_stack / "k8s" / "overlays").rglob("*.*"):
+        path.write_text(path.read_text().replace("example.com", "example.org"))
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "kubectl").write_text(FAKE.replace("REAL", kube.tool("kubectl")))
+    (tmp_path / "bin" / "kubectl").chmod(0o755)
+    calls = tmp_path / "calls"
+    more = {"CALLS": str(calls), "JOB": job, "ABSENT": absent}
+    done = script(filled_stack, "apply", PATH=f"{tmp_path}/bin:/usr/bin:/bin", **more)
+    assert done.returncode == (1 if sentence else 0) and sentence in done.stderr, done.stderr
+    told = []
+    for call in calls.read_text().splitlines():
+        name, stage = call.split()[0], re.search(r"--selector stage=(\w+)", call)
+        if name not in ("kustomize", "get"):
+            told.append(f"{name}:{stage[1]}" if stage else name)
+            assert "--namespace demo-stack" in call
+    assert " ".join(told) == words
+    if job == "failed":
+        assert "the words of the job" in done.stderr
