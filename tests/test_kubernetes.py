@@ -565,7 +565,7 @@ esac
             "failed",
             "none",
             "delete apply:first apply:migrate wait wait logs",
-            "above, and the servers are as they were",
+            "and the servers are as they were",
         ),
         ("complete", "secret", "", "there is no Secret mlflow-secrets: run 'make k8s-secrets' first"),
         ("complete", "namespace", "", "there is no namespace demo-stack: run 'make k8s-secrets' first"),
