@@ -72,7 +72,9 @@ class Node:
 
     def do(self, *words: str, fails: bool | None = False, **more: Any) -> str:
         """Run a command in there, which must succeed (or fail, with `fails`; None: either). Return all that it says."""
-        done = run("docker", "exec", "--interactive", self.name, *words, **more)
+        # It would say each time that this kind of control groups is going to go.
+        quiet = ("--env", "PODMAN_IGNORE_CGROUPSV1_WARNING=1")
+        done = run("docker", "exec", "--interactive", *quiet, self.name, *words, **more)
         said = done.stdout + done.stderr
         assert fails is None or (done.returncode != 0) == fails, f"{' '.join(words)}\n{said}"
         return said
