@@ -87,6 +87,29 @@ REFUSED: tuple[tuple[dict[str, str], str], ...] = (
         "tls=acme needs a public host name, because no authority certifies localhost; "
         "set domain, or choose tls=self-signed.",
     ),
+    (
+        {"reverse_proxy": "caddy", "kubernetes": "kustomize"},
+        "kubernetes=kustomize cannot work with reverse_proxy=caddy, because in a cluster a Gateway or an Ingress holds "
+        "the certificate; choose reverse_proxy=nginx or none.",
+    ),
+    *(
+        (
+            {"tls": tls, "kubernetes": "kustomize"},
+            f"kubernetes=kustomize cannot work with tls={tls}, because in a cluster a Gateway or an Ingress holds the "
+            "certificate; choose tls=none.",
+        )
+        for tls in ("self-signed", "files")
+    ),
+    *(
+        (
+            {"artifact_store": store, "artifact_access": access, "kubernetes": "kustomize"},
+            f"kubernetes=kustomize cannot work with artifact_access={access} and a store in this stack, because "
+            "nothing leads clients to that store from outside the cluster; choose artifact_access=proxied, or "
+            "artifact_store=s3.",
+        )
+        for store in ("seaweedfs", "minio")
+        for access in ("direct", "presigned")
+    ),
 )
 
 Answers = dict[str, Any]
@@ -157,6 +180,10 @@ def every_product() -> list[Answers]:
         answers["backups"] = bool(hashlib.sha256(name_of(answers).encode()).digest()[0] % 2)
         # And watching, by another byte of it.
         answers["monitoring"] = bool(hashlib.sha256(name_of(answers).encode()).digest()[1] % 2)
+        # And manifests for a cluster, which change nothing else: a quarter of those that can have them.
+        answers["kubernetes"] = "kustomize"
+        if refusal(answers) or hashlib.sha256(name_of(answers).encode()).digest()[2] % 4:
+            answers["kubernetes"] = "none"
         found.append(answers)
     return found
 

@@ -151,6 +151,45 @@ def expected_files(answers: Answers) -> set[str]:
         files |= watching_files(answers)
     if (backend, store) == ("sqlite", "local"):
         files |= {"scripts/local.sh"}
+    if answers.get("kubernetes", "none") != "none":
+        files |= cluster_files(answers)
+    return files
+
+
+def cluster_files(answers: Answers) -> set[str]:
+    """Return the files for a cluster."""
+    backend, store = answers["backend"], answers["artifact_store"]
+    files = {"scripts/k8s.sh", ".github/workflows/kubernetes.yml"}
+    base = ["kustomization.yaml", "config.env", "namespace.yaml", "serviceaccount.yaml", "maintenance.yaml"]
+    base += ["deployment.yaml", "service.yaml", "pdb.yaml", "networkpolicy.yaml"]
+    components = ["migrate/job", "gc-cronjob/cronjob", "httproute/httproute", "ingress/ingress"]
+    components += ["external-secrets/external-secret"]
+    if backend == "sqlite" or store == "local":
+        base += ["data.yaml"]
+    else:
+        components += ["hpa/hpa", "jobs-singleton/deployment"]
+        files |= {"k8s/components/jobs-singleton/config.env"}
+    if answers["reverse_proxy"] == "nginx":
+        base += ["nginx.yaml"]
+        files |= {"nginx/kustomization.yaml", "nginx/50-cluster.sh"}
+    if answers["auth"] == "oidc":
+        base += ["oauth2-proxy.yaml", "oauth2-proxy.env"]
+        files |= {f"k8s/overlays/{overlay}/oauth2-proxy.env" for overlay in ("dev", "production")}
+    if backend == "postgres":
+        components += ["postgres/postgres", "cnpg-cluster/cluster"]
+        files |= {"postgres/kustomization.yaml"}
+    if store in SELF_HOSTED:
+        components += ["object-store/object-store"]
+    if store == "minio":
+        files |= {"object-store/kustomization.yaml"}
+    if answers.get("backups"):
+        components += ["backup-cronjob/cronjob", "backup-cronjob/volume"]
+    if answers.get("monitoring"):
+        components += ["servicemonitor/servicemonitor"]
+    files |= {f"k8s/base/{name}" for name in base} | {f"k8s/components/{name}.yaml" for name in components}
+    files |= {f"k8s/components/{name.split('/')[0]}/kustomization.yaml" for name in components}
+    for overlay in ("dev", "production"):
+        files |= {f"k8s/overlays/{overlay}/kustomization.yaml", f"k8s/overlays/{overlay}/config.env"}
     return files
 
 
@@ -328,13 +367,17 @@ WORDS: dict[str, tuple[Callable[[Answers], bool], str]] = {
     "MinIO": (lambda a: a["artifact_store"] == "minio", r"minio|\bsilo\b|\bmc\b"),
     "SeaweedFS": (lambda a: a["artifact_store"] == "seaweedfs", r"seaweed|\bweed\b"),
     "our own object store": (lambda a: a["artifact_store"] in SELF_HOSTED, r"object[-_]store|STORE_(IMAGE|MEMORY)"),
-    "S3": (lambda a: a["artifact_store"] in S3_STORES, r"(\b|_)s3(\b|_)|\bboto|\baws|arn:"),
+    "S3": (lambda a: a["artifact_store"] in S3_STORES, r"(\b|_)s3(\b|_)|\bboto|\baws|\barn:"),
     "Azure": (lambda a: a["artifact_store"] == "azure", r"azure|wasbs|blob\.core|blob storage"),
     "Google": (lambda a: a["artifact_store"] == "gcs", r"(\b|_)gcs(\b|_)|\bgs:|google"),
     "backups by the clock": (lambda a: bool(a.get("backups")), r"backup-schedule|BACKUP_SCHEDULE|by the clock"),
     "watching": (
         lambda a: bool(a.get("monitoring")),
         r"prometheus|promtool|grafana|monitoring[/-]|\balarms\b",
+    ),
+    "a cluster": (
+        lambda a: a.get("kubernetes", "none") != "none",
+        r"kubernetes|kubectl|kustomiz|\bk8s\b",
     ),
     "a way into our store": (
         lambda a: (
@@ -584,11 +627,11 @@ def settings(tree: Tree) -> list[str]:
 
 def make_targets(makefile: str) -> tuple[list[str], list[str]]:
     """Return the targets that a Makefile's help prints, and all of its targets."""
-    helped = re.findall(r"(?m)^([a-z][a-z-]*):.*## ", makefile)
-    return helped, re.findall(r"(?m)^([a-z][a-z-]*):", makefile)
+    helped = re.findall(r"(?m)^([a-z][a-z0-9-]*):.*## ", makefile)
+    return helped, re.findall(r"(?m)^([a-z][a-z0-9-]*):", makefile)
 
 
-PHONY = r".PHONY: $(shell sed -n 's/^\([a-z-]*\):.*/\1/p' Makefile)"
+PHONY = r".PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*/\1/p' Makefile)"
 
 
 def makefile_targets(tree: Tree) -> list[str]:
@@ -619,7 +662,7 @@ def makefile_targets(tree: Tree) -> list[str]:
 @functools.cache
 def _make_calls(text: str) -> tuple[str, ...]:
     """Return the targets of every `make NAME`, quoted in prose or at the start of a line of commands."""
-    return tuple(re.findall(r"""(?m)(?:[`'"]|^\s*(?:- run: |\*\s+|#?\s{2,})?)make ([a-z][a-z-]*)\b""", text))
+    return tuple(re.findall(r"""(?m)(?:[`'"]|^\s*(?:- run: |\*\s+|#?\s{2,})?)make ([a-z][a-z0-9-]*)\b""", text))
 
 
 # Made by 'make init' or by the owner of the stack, or by running it; and paths inside the containers.
@@ -698,7 +741,7 @@ def parses(tree: Tree) -> list[str]:
     """Every file in a format with a parser is read by it."""
     found = []
     for name, text in tree.files.items():
-        if fault := _parse_fault(name.rpartition("/")[2], text):
+        if fault := _parse_fault(name if name.startswith("k8s/") else name.rpartition("/")[2], text):
             found.append(f"{name}: {fault}")
     return found
 
@@ -711,7 +754,8 @@ def _parse_fault(base: str, text: str) -> str | None:
         elif base.endswith(".toml"):
             tomllib.loads(text)
         elif base in (".yamllint",) or base.endswith((".yaml", ".yml")):
-            load_yaml(text)
+            # Manifests of a cluster may stand one after another.
+            list(yaml.load_all(text, yaml.CSafeLoader)) if base.startswith("k8s/") else load_yaml(text)
         elif base == ".editorconfig":
             configparser.ConfigParser().read_string("[top]\n" + text)
         elif base.endswith(".py"):
@@ -808,6 +852,7 @@ ASKED = {
     "https_port",
     "backups",
     "monitoring",
+    "kubernetes",
 }
 
 CHECKS: tuple[Check, ...] = (

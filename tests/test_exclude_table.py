@@ -8,7 +8,7 @@ import pytest
 from combinations import ROOT, Answers, choices, every_product, questions, settings
 from rendering import Tree, read_tree, render
 
-OPTIONAL = ("backups", "monitoring")
+OPTIONAL = ("backups", "monitoring", "kubernetes")
 ROWS = settings()["_exclude"]
 ROW = re.compile(r"\{% if (not )?(\w+)(?: \| default\((?:true|\w+)\))? %\}(/[^{}]+)\{% endif %\}")
 

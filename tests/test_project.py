@@ -219,11 +219,11 @@ def test_every_release_is_in_the_changelog() -> None:
 
 def test_the_documentation_names_what_exists() -> None:
     """Every make target that README.md and docs/ name exists, here or in a rendered stack."""
-    targets = set(re.findall(r"(?m)^([a-z][a-z-]*):", text_of("Makefile")))
-    stack = set(re.findall(r"(?m)^([a-z][a-z-]*):", text_of("template/Makefile.jinja")))
+    targets = set(re.findall(r"(?m)^([a-z][a-z0-9-]*):", text_of("Makefile")))
+    stack = set(re.findall(r"(?m)^([a-z][a-z0-9-]*):", text_of("template/Makefile.jinja")))
     for name in tracked():
         if name == "README.md" or (name.startswith("docs/") and name.endswith(".md")):
-            named = set(re.findall(r"(?m)(?:`|^\s*)make ([a-z][a-z-]*)\b", text_of(name)))
+            named = set(re.findall(r"(?m)(?:`|^\s*)make ([a-z][a-z0-9-]*)\b", text_of(name)))
             assert named <= targets | stack, (name, named - targets - stack)
 
 

@@ -126,6 +126,8 @@ EFFECTS: list[tuple[Answers, str, list[str], list[str]]] = [
     ({"http_port": 5123}, "compose.yaml", ["HTTP_PORT:-5123"], ["HTTP_PORT:-5000"]),
     ({"backups": True}, "compose.yaml", ["  backup-schedule:", "${BACKUP_SCHEDULE:-30 3 * * *}"], []),
     ({"monitoring": True}, "compose.yaml", ["  prometheus:", "  grafana:", "  metrics:"], []),
+    ({"kubernetes": "kustomize"}, "k8s/base/deployment.yaml", ["type: Recreate", "claimName: mlflow-data"], ["DB_"]),
+    ({"kubernetes": "kustomize", "purpose": "team"}, "k8s/base/config.env", ["DB_HOST=postgres\n"], ["sqlite"]),
     ({"purpose": "team"}, "compose.yaml", ["  postgres:", "  object-store:", "  nginx:", "htpasswd"], []),
     ({"purpose": "cloud"}, "compose.yaml", ["${DB_HOST:?", "${S3_BUCKET:-", "  nginx:", "htpasswd"], ["  postgres:"]),
 ]
@@ -170,6 +172,8 @@ SINGLES += [
     ("http_port", 5050),
     ("backups", True),
     ("monitoring", True),
+    ("kubernetes", "none"),
+    ("kubernetes", "kustomize"),
 ]
 
 
@@ -246,6 +250,7 @@ def test_answers_are_kept_and_nothing_else(template: Path, tmp_path: Path) -> No
         "http_port": 5000,
         "backups": False,
         "monitoring": False,
+        "kubernetes": "none",
     }
 
 

@@ -40,7 +40,9 @@ def candidates() -> list[Answers]:
     words = [{"domain": domain, "url_prefix": prefix} for domain in DOMAINS for prefix in PREFIXES]
     found = [answers | more for answers in valid() for more in words]
     found = [answers for answers in found if refusal(answers) is None]
-    return [{name: value for name, value in answers.items() if name != "project_name"} for answers in found]
+    # What is for a cluster, no stack here runs: tests/e2e/test_pods.py does.
+    left_out = ("project_name", "kubernetes")
+    return [{name: value for name, value in answers.items() if name not in left_out} for answers in found]
 
 
 def defaults(purpose: str) -> Answers:
