@@ -25,9 +25,19 @@ docker info >/dev/null 2>&1 || die "no Docker engine answers: start it, or see t
 [ -f .env ] || die "there is no .env: run 'make init'"
 [ -n "$(sed -n 's/^DB_HOST=//p' .env)" ] || die "DB_HOST in .env is empty: put in the address of your PostgreSQL server"
 [ -s secrets/db_password ] || die "secrets/db_password is empty: put in the password of the database user"
+setting() { sed -n "s/^$1=//p" .env | tail -n 1; }
+servers=$(setting MLFLOW_REPLICAS)
+case ${servers:-1} in
+  0* | *[!0-9]*) die "MLFLOW_REPLICAS in .env is '$servers': it is the number of servers, 1 or more" ;;
+  1) ;;
+  *)
+    case $(setting MLFLOW_SERVER_ENABLE_JOB_EXECUTION) in
+      true | 1) die "MLFLOW_REPLICAS in .env is $servers, and server-side jobs run in one server: each new one would start the unfinished jobs of the others again. Set MLFLOW_REPLICAS=1 or MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false" ;;
+    esac
+    ;;
+esac
 
 # Nothing here encrypts, so other machines come in through something that does, or over a network that is trusted.
-setting() { sed -n "s/^$1=//p" .env | tail -n 1; }
 case "$(setting HTTP_BIND)/$(setting PUBLIC_URL)/$(setting ALLOW_HTTP)" in
   /* | 127.* | localhost/* | */https://* | */yes) ;;
   *) die "HTTP_BIND in .env lets other machines in, and nothing encrypts: passwords would cross the network readable. Set PUBLIC_URL to the https address of what is in front, or ALLOW_HTTP=yes if the network is safe, or choose a certificate: scripts/update.sh --data tls=self-signed" ;;

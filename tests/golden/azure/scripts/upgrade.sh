@@ -20,7 +20,7 @@ compose() { docker compose --progress quiet "$@"; }
 
 kept=backups/upgrade backup=backups/upgrade/database next=azure-mlflow:upgrade-next before=azure-before-upgrade helper=azure-upgrade
 
-# How far it is: stopped, saved, migrating, starting, going-back; and how it ended: done, went-back.
+# How far it is: stopped, saved, migrating, or where no table changes rolling; starting, going-back; and how it ended: done, went-back.
 reached() {
   echo "$1" >$kept/step.part
   mv $kept/step.part $kept/step
@@ -33,6 +33,8 @@ wanted() { find compose.yaml mlflow stackops -type f ! -name '*.pyc' | sort | xa
 
 # shellcheck source=/dev/null
 . scripts/lock.sh
+# shellcheck source=/dev/null
+. scripts/rolling.sh
 
 if [ "$action" = in-the-way ]; then
   [ -z "${STACK_LOCK:-}" ] || exit 1 # a command that holds the lock starts the stack itself
@@ -50,7 +52,7 @@ if [ "$action" = in-the-way ]; then
     exit
   fi
   case $step in
-    stopped | saved | migrating | starting | going-back)
+    stopped | saved | migrating | rolling | starting | going-back)
       echo "an upgrade was interrupted: run 'make upgrade' to finish it, or 'make upgrade-undo' to go back"
       ;;
     went-back)
@@ -79,12 +81,17 @@ stackops() {
 # A run that was killed may have left its own at work.
 docker rm --force $helper >/dev/null 2>&1 || true
 
-# What ran before runs again: the images under their names, and the settings of then.
-restart() {
+# The images of before get their names back.
+tag_again() {
   while read -r service image name; do
     case $name in *@* | sha256:*) continue ;; esac # such a name cannot mean another image
     docker tag "$image" "$name" || return 1
   done <$kept/images
+}
+
+# What ran before runs again: the images under their names, and the settings of then.
+restart() {
+  tag_again || return 1
   if [ -s $kept/compose.yaml ]; then
     compose --project-directory "$PWD" --file $kept/compose.yaml up --detach --wait --no-build
   else
@@ -92,9 +99,27 @@ restart() {
   fi
 }
 
+# roll_back: the servers of before that are gone come back, and those of the new version go, one after the other.
+roll_back() {
+  [ "$(stackops touched /upgrade/before.json)" = "as before" ] && tag_again || return 1
+  say "going back: the databases are as before, and clients go on"
+  if [ -s $kept/compose.yaml ]; then
+    compose() { docker compose --progress quiet --project-directory "$PWD" --file $kept/compose.yaml "$@"; }
+  else
+    export MLFLOW_IMAGE=$before:mlflow
+  fi
+  sweep
+  there=$(compose ps --all --quiet mlflow)
+  gone=$(printf '%s\n' "$there" | grep -cvxF -f - $kept/servers) || true
+  # shellcheck disable=SC2046 # one word a server
+  roll "$gone" $(printf '%s\n' "$there" | grep -vxF -f $kept/servers)
+}
+
 # go_back WHAT: the state from before, or the truth about how far that went.
 go_back() {
+  if [ "$step" = rolling ] && roll_back; then step=rolled-back; fi
   case $step in
+    rolled-back) ;;
     stopped | saved)
       say "going back: the databases are untouched, and the version from before starts"
       ;;
@@ -110,7 +135,8 @@ go_back() {
       fi
       ;;
   esac
-  restart || die "$1; the databases are as before, but the version from before does not start, see above and 'make logs'"
+  [ "$step" = rolled-back ] ||
+    restart || die "$1; the databases are as before, but the version from before does not start, see above and 'make logs'"
   # The next upgrade goes back to what runs now.
   if [ -s $kept/compose.yaml ]; then cp $kept/compose.yaml .running.yaml; else rm -f .running.yaml; fi
   wanted >$kept/refused
@@ -153,7 +179,7 @@ fi
 if [ "$action" = undo ]; then
   case $step in
     stopped | saved | migrating) ;; # nobody could log since
-    done | starting)
+    done | rolling | starting)
       differs=$(stackops verify /upgrade/before.json 2>&1) ||
         [ "${REPLACE:-}" = 1 ] || die "going back loses what was logged since the upgrade; REPLACE=1 says that it may (${differs##*: error: })"
       ;;
@@ -170,7 +196,7 @@ say "building the version to come, while the one that runs goes on"
 { MLFLOW_IMAGE=$next compose build --quiet mlflow && MLFLOW_IMAGE=$next compose build --quiet artifacts-move; } ||
   die "the new image cannot be built, see above; nothing has changed"
 case $step in
-  migrating | starting) say "the upgrade that was interrupted goes on; its backup is $backup" ;;
+  migrating | rolling | starting) say "the upgrade that was interrupted goes on; its backup is $backup" ;;
   *)
     compose ps --all --format '{{.Service}} {{.ID}}' | while read -r service id; do
       docker inspect --format "$service {{.Image}} {{.Config.Image}}" "$id"
@@ -180,38 +206,63 @@ case $step in
     image=$(sed -n 's/^mlflow \([^ ]*\) .*/\1/p' $kept/images.now)
     running=$(docker run --rm --network none --entrypoint python "$image" -c 'from importlib.metadata import version as v; print(v("mlflow"))') ||
       die "the version that runs cannot be asked what it is, see above"
-    stackops look /upgrade --running "$running" || die "it was only looked at, nothing has changed"
+    looked=$(stackops look /upgrade --running "$running") || die "it was only looked at, nothing has changed"
+    printf '%s\n' "$looked"
     # A container changes with its image or with its settings.
     replaced=$(compose config --hash '*' | while read -r service hash; do
-      id=$(compose ps --all --quiet "$service" 2>/dev/null | head -n 1)
-      [ -n "$id" ] || continue
-      now=$(docker inspect --format '{{index .Config.Labels "com.docker.compose.config-hash"}} {{.Image}}' "$id")
-      image=${now#* }
-      case $service in mlflow | migrate) image=$(docker image inspect --format '{{.Id}}' $next) ;; esac
-      [ "$now" = "$hash $image" ] || printf ' %s' "$service"
+      for id in $(compose ps --all --quiet "$service" 2>/dev/null); do
+        now=$(docker inspect --format '{{index .Config.Labels "com.docker.compose.config-hash"}} {{.Image}}' "$id")
+        image=${now#* }
+        case $service in mlflow | migrate) image=$(docker image inspect --format '{{.Id}}' $next) ;; esac
+        [ "$now" = "$hash $image" ] || {
+          printf ' %s' "$service"
+          break
+        }
+      done
     done)
     if [ -z "$replaced" ]; then
       say "nothing to do: what runs is what the files ask for"
       exit
     fi
     say "containers that change:$replaced"
+    # Where no table changes, and of what requests pass through nothing but the servers, they can give way one after the other.
+    rolls=yes
+    case $looked in *"becomes "*) rolls='' ;; esac
+    for service in $replaced; do
+      case $service in mlflow | migrate) ;; *) rolls='' ;; esac
+    done
+    ! grep -qxE 'MLFLOW_SERVER_ENABLE_JOB_EXECUTION=(true|1)' .env || rolls=''
+    [ -n "$(compose ps --status running --quiet mlflow)" ] || rolls=''
     [ "$action" != check ] || exit 0
     compose build --quiet || die "an image cannot be built, see above; nothing has changed"
 
-    say "nobody can log until it is done. If it fails, all goes back to now, but for what is logged after the new version has started"
+    if [ -n "$rolls" ]; then
+      say "no table changes: the servers give way one after the other, and clients go on. If it fails, the servers of now take over again"
+    else
+      say "nobody can log until it is done. If it fails, all goes back to now, but for what is logged after the new version has started"
+    fi
     if [ "$step" = "done" ]; then say "the backup of the last upgrade gives way to the new one"; fi
     find $kept -mindepth 1 ! -name images.now -delete
     mv $kept/images.now $kept/images
     echo "$running" >$kept/running
     [ ! -f .running.yaml ] || cp .running.yaml $kept/compose.yaml
     while read -r service image name; do docker tag "$image" "$before:$service"; done <$kept/images
+    if [ -n "$rolls" ]; then
+      say "saving the database: $backup"
+      { stackops remember /upgrade/before.json && stackops save /upgrade/database; } ||
+        die "the database cannot be saved, see above; what runs goes on"
+      compose ps --all --quiet mlflow >$kept/servers
+      reached rolling
+    fi
     ;;
 esac
 [ "$action" != check ] || exit 0
 
 # 2. Stop the server, save.
 case $step in
-  migrating | starting) compose stop mlflow ;;
+  migrating) compose stop mlflow ;;
+  rolling) ;;
+  starting) [ -e $kept/servers ] || compose stop mlflow ;; # all have given way already
   *)
     reached stopped
     begun=yes
@@ -226,9 +277,15 @@ esac
 # 3. Migrate every database, start, check.
 begun=yes
 [ "$step" != starting ] || begun=
-[ "$step" = starting ] || reached migrating
+case $step in starting | rolling) ;; *) reached migrating ;; esac
 say "migrating"
 compose run --rm -T migrate </dev/null || give_up "the migration failed, see above"
+if [ "$step" = rolling ]; then
+  [ "$(stackops touched /upgrade/before.json)" = "as before" ] || give_up "tables have changed, which they should not"
+  sweep
+  # shellcheck disable=SC2046 # one word a server
+  roll "$(wanted_servers)" $(compose ps --all --quiet mlflow) || give_up "a new server is not ready, see above"
+fi
 reached starting
 say "starting"
 scripts/up.sh >$kept/up.log 2>&1 || give_up "the new version does not start: $(sed -n 's/^up: error: //p' $kept/up.log | tail -n 1)"

@@ -22,7 +22,11 @@ run() { docker compose --progress quiet run --rm -T --no-deps "$@" </dev/null; }
 server() { run mlflow bench "$@"; }
 client() { run --name gcs-bench check bench "$@"; }
 stop() { docker rm --force gcs-bench >/dev/null 2>&1 || :; }
-[ -n "$(docker compose ps --status running --quiet mlflow)" ] || die "the stack does not run: run 'make up' first"
+runs() {
+  [ -n "$(docker compose ps --status running --quiet mlflow)" ] || die "the stack does not run: run 'make up' first"
+  ! wrong=$(scripts/older.sh) || die "$wrong"
+}
+runs
 machine=$(docker info --format '{{.NCPU}} {{.MemTotal}}')
 jobs=0
 ! grep -qx 'MLFLOW_SERVER_ENABLE_JOB_EXECUTION=true' .env || jobs=1

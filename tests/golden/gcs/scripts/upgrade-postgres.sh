@@ -85,7 +85,10 @@ running() { docker compose ps --status running --quiet mlflow; }
 # again: the clients that ran run again, as they were.
 again() {
   # shellcheck disable=SC2086 # one word a container
-  [ -z "$clients" ] || { docker start $clients >/dev/null && compose exec -T mlflow stackops ready --wait 120; } || return 1
+  [ -z "$clients" ] || docker start $clients >/dev/null || return 1
+  for client in $clients; do
+    docker exec "$client" stackops ready --wait 120 || return 1
+  done
   rm -f $kept/clients
 }
 

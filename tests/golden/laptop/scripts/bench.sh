@@ -22,15 +22,18 @@ run() { docker compose --progress quiet run --rm -T --no-deps "$@" </dev/null; }
 server() { run mlflow bench "$@"; }
 client() { run --name laptop-bench check bench "$@"; }
 stop() { docker rm --force laptop-bench >/dev/null 2>&1 || :; }
+runs() {
+  [ -n "$(docker compose ps --status running --quiet mlflow)" ] || die "the stack does not run: run 'make up' first"
+  ! wrong=$(scripts/older.sh) || die "$wrong"
+}
 if [ "${1:-}" = local ]; then
-  [ -f data/mlflow.db ] || die "there is no server without Docker here: run 'make local' first"
+  runs() { [ -f data/mlflow.db ] || die "there is no server without Docker here: run 'make local' first"; }
   server() { scripts/local.sh bench "$@"; }
   client() { scripts/local.sh bench "$@"; }
   stop() { :; }
-else
-  [ -n "$(docker compose ps --status running --quiet mlflow)" ] || die "the stack does not run: run 'make up' first"
 fi
 set --
+runs
 
 # What was measured with goes, whatever happened; another Ctrl-C does not stop that.
 finish() {

@@ -24,6 +24,7 @@ compose() { docker compose --progress quiet "$@"; }
 running=$(compose ps --status running --quiet mlflow)
 # Where the server rests, what it needs is started.
 [ -n "$running" ] || ! wrong=$(scripts/upgrade.sh in-the-way) || die "$wrong"
+! wrong=$(scripts/older.sh) || die "$wrong"
 set -- --older-than "${OLDER_THAN:-30d}" --traces-older-than "${TRACES_OLDER_THAN:-}"
 case ${ORPHANS:-} in
   '' | 0 | no) ;;

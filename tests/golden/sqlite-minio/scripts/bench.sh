@@ -22,7 +22,11 @@ run() { docker compose --progress quiet run --rm -T --no-deps "$@" </dev/null; }
 server() { run mlflow bench "$@"; }
 client() { run --name sqlite-minio-bench check bench "$@"; }
 stop() { docker rm --force sqlite-minio-bench >/dev/null 2>&1 || :; }
-[ -n "$(docker compose ps --status running --quiet mlflow)" ] || die "the stack does not run: run 'make up' first"
+runs() {
+  [ -n "$(docker compose ps --status running --quiet mlflow)" ] || die "the stack does not run: run 'make up' first"
+  ! wrong=$(scripts/older.sh) || die "$wrong"
+}
+runs
 
 # What was measured with goes, whatever happened; another Ctrl-C does not stop that.
 finish() {

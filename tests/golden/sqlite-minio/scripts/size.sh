@@ -19,6 +19,7 @@ disk() {
 
 running=$(docker compose ps --status running --quiet mlflow)
 [ -n "$running" ] || die "the stack does not run: run 'make up' first"
+! wrong=$(scripts/older.sh) || die "$wrong"
 machine=$(docker info --format '{{.NCPU}} {{.MemTotal}}')
 jobs=0
 [ "$(setting MLFLOW_SERVER_ENABLE_JOB_EXECUTION)" != true ] || jobs=1

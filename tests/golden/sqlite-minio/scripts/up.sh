@@ -23,6 +23,9 @@ if [ "$major" -lt 2 ] || { [ "$major" -eq 2 ] && [ "$minor" -lt 24 ]; }; then
 fi
 docker info >/dev/null 2>&1 || die "no Docker engine answers: start it, or see that $(id -un) may use it"
 [ -f .env ] || die "there is no .env: run 'make init'"
+setting() { sed -n "s/^$1=//p" .env | tail -n 1; }
+servers=$(setting MLFLOW_REPLICAS)
+[ "${servers:-1}" = 1 ] || die "MLFLOW_REPLICAS in .env is $servers, and SQLite has one writer at a time: take it out, or answer another database and a reverse proxy: scripts/update.sh --data backend=… --data reverse_proxy=…"
 docker compose config --quiet || die "compose.yaml, compose.override.yaml or .env is not valid, see above"
 ! wrong=$(scripts/upgrade.sh in-the-way) || die "$wrong"
 

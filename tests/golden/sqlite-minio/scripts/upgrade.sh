@@ -183,12 +183,15 @@ case $step in
     stackops look /upgrade --running "$running" || die "it was only looked at, nothing has changed"
     # A container changes with its image or with its settings.
     replaced=$(compose config --hash '*' | while read -r service hash; do
-      id=$(compose ps --all --quiet "$service" 2>/dev/null | head -n 1)
-      [ -n "$id" ] || continue
-      now=$(docker inspect --format '{{index .Config.Labels "com.docker.compose.config-hash"}} {{.Image}}' "$id")
-      image=${now#* }
-      case $service in mlflow | migrate) image=$(docker image inspect --format '{{.Id}}' $next) ;; esac
-      [ "$now" = "$hash $image" ] || printf ' %s' "$service"
+      for id in $(compose ps --all --quiet "$service" 2>/dev/null); do
+        now=$(docker inspect --format '{{index .Config.Labels "com.docker.compose.config-hash"}} {{.Image}}' "$id")
+        image=${now#* }
+        case $service in mlflow | migrate) image=$(docker image inspect --format '{{.Id}}' $next) ;; esac
+        [ "$now" = "$hash $image" ] || {
+          printf ' %s' "$service"
+          break
+        }
+      done
     done)
     if [ -z "$replaced" ]; then
       say "nothing to do: what runs is what the files ask for"

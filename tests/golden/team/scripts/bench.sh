@@ -22,11 +22,16 @@ run() { docker compose --progress quiet run --rm -T --no-deps "$@" </dev/null; }
 server() { run mlflow bench "$@"; }
 client() { run --name team-bench check bench "$@"; }
 stop() { docker rm --force team-bench >/dev/null 2>&1 || :; }
-[ -n "$(docker compose ps --status running --quiet mlflow)" ] || die "the stack does not run: run 'make up' first"
+runs() {
+  [ -n "$(docker compose ps --status running --quiet mlflow)" ] || die "the stack does not run: run 'make up' first"
+  ! wrong=$(scripts/older.sh) || die "$wrong"
+}
+runs
 machine=$(docker info --format '{{.NCPU}} {{.MemTotal}}')
 jobs=0
 ! grep -qx 'MLFLOW_SERVER_ENABLE_JOB_EXECUTION=true' .env || jobs=1
-fitting=$(scripts/sizing.sh "${machine% *}" "$((${machine#* } / 1048576))" "$jobs" 2>/dev/null | sed -n 's/^MLFLOW_WORKERS=//p')
+servers=$(sed -n 's/^MLFLOW_REPLICAS=//p' .env | tail -n 1)
+fitting=$(scripts/sizing.sh "${machine% *}" "$((${machine#* } / 1048576))" "$jobs" "${servers:-1}" 2>/dev/null | sed -n 's/^MLFLOW_WORKERS=//p')
 set -- ${fitting:+--fitting "$fitting"}
 
 # What was measured with goes, whatever happened; another Ctrl-C does not stop that.

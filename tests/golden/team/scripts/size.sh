@@ -19,10 +19,12 @@ disk() {
 
 running=$(docker compose ps --status running --quiet mlflow)
 [ -n "$running" ] || die "the stack does not run: run 'make up' first"
+! wrong=$(scripts/older.sh) || die "$wrong"
 machine=$(docker info --format '{{.NCPU}} {{.MemTotal}}')
 jobs=0
 [ "$(setting MLFLOW_SERVER_ENABLE_JOB_EXECUTION)" != true ] || jobs=1
-advised=$(scripts/sizing.sh "${machine% *}" "$((${machine#* } / 1048576))" "$jobs")
+servers=$(setting MLFLOW_REPLICAS)
+advised=$(scripts/sizing.sh "${machine% *}" "$((${machine#* } / 1048576))" "$jobs" "${servers:-1}")
 database=$(disk postgres /var/lib/postgresql)
 artifacts=$(disk object-store /data)
 

@@ -16,9 +16,10 @@ stackops() { docker compose --progress quiet run --rm -T users "$@"; }
 
 # An editor may have put a new file in the place of the list. The server then keeps the old one.
 seen() {
-  [ -z "$(docker compose ps --status running --quiet mlflow)" ] ||
-    docker compose exec -T mlflow cat /run/secrets/htpasswd </dev/null | cmp -s - secrets/htpasswd ||
-    die "the list is changed, but the server still reads one that was replaced by hand: run 'make restart'"
+  for server in $(docker compose ps --status running --quiet mlflow); do
+    docker exec "$server" cat /run/secrets/htpasswd </dev/null | cmp -s - secrets/htpasswd ||
+      die "the list is changed, but a server still reads one that was replaced by hand: run 'make restart'"
+  done
 }
 
 if [ "$action" = list ]; then
