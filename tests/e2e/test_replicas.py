@@ -222,7 +222,7 @@ def test_a_dead_server_is_not_seen(two: Stack) -> None:
             while run("docker", "exec", victim, "stackops", "ready").returncode:
                 assert time.monotonic() < until, "it does not come back"
                 time.sleep(1)
-            time.sleep(8)  # until the proxy knows it again
+            time.sleep(11)  # until the proxy uses it again
         stock.join()
     # A write that had reached the server is not repeated by the proxy: nobody knows whether it was done.
     assert set(seen.seen) <= {"GET 200", "POST 200", "POST 502"}, seen.bad
