@@ -150,7 +150,17 @@ def test_restart_with_a_server_that_is_not_ready(servers: Servers) -> None:
     before = servers.there()
     servers.put("broken", "0")
     done = servers.run("restart")
-    assert done.returncode == 1 and "restart: error: a new server is not ready" in done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and "restart: error: no new server is ready" in done.stderr.splitlines()[-1]
+    assert servers.versions() and servers.there() == before
+
+
+@pytest.mark.parametrize("number", ["0", "two", "-1"])
+def test_restart_with_a_number_that_is_none(servers: Servers, number: str) -> None:
+    before = servers.there()
+    with open(servers.root / ".env", "a", encoding="utf-8") as file:
+        file.write(f"MLFLOW_REPLICAS={number}\n")
+    done = servers.run("restart")
+    assert done.returncode == 1 and "no number of servers" in done.stdout
     assert servers.versions() and servers.there() == before
 
 

@@ -114,8 +114,9 @@ def politely(shutdown: Callable[..., Awaitable[None]]) -> Callable[..., Awaitabl
             one.close()
         state, clock = server.server_state, asyncio.get_running_loop().time
         state.default_headers = [*state.default_headers, (b"connection", b"close")]
-        until = clock() + LINGER
-        while state.connections and clock() < until:
+        # Where there are others, who was turned away must hear so: a container that is gone says nothing.
+        until, others = clock() + LINGER, bool(os.environ.get("MLFLOW_REPLICAS"))
+        while (state.connections or others) and clock() < until:
             await asyncio.sleep(0.05)
         await shutdown(server, sockets)
 

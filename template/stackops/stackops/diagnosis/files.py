@@ -164,9 +164,9 @@ def certificates(facts: Facts) -> list[Finding] | None:
         if left < timedelta(days=30):
             word = "has ended" if left < timedelta(0) else f"ends in {left.days} days"
             level = SERIOUS if left < timedelta(days=7) else WARN
-            command = f"make restart   # after you have put the new one into secrets/{path.name}"
+            command = f"make restart ALL=1   # after you have put the new one into secrets/{path.name}"
             if facts.answer("tls") == "self-signed":
-                command = f"rm secrets/{path.name} && make init && make restart"
+                command = f"rm secrets/{path.name} && make init && make restart ALL=1"
             found.append(
                 Finding(level, "certificate", f"the certificate in secrets/{path.name} {word}", command)
             )
