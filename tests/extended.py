@@ -106,6 +106,15 @@ WATCHED: dict[str, tuple[str, ...]] = {
         "template/nginx/*",
         "template/caddy/*",
     ),
+    "tests/e2e/test_pods.py": (
+        "template/k8s/*",
+        "template/scripts/k8s.sh.jinja",
+        "template/nginx/*",
+        "extensions/kubernetes/*",
+        *(f"template/stackops/stackops/{name}.py" for name in ("prepare", "ready", "serve", "settings")),
+        "template/stackops/stackops/backends/*",
+        "tests/kubernetes_model.py",
+    ),
     "tests/e2e/test_monitoring.py": (
         "template/monitoring/*",
         "template/stackops/stackops/watching/*",

@@ -1,6 +1,6 @@
 """k8s/: what kustomize makes of it in every combination that has it, offline; and that it is the stack of compose.yaml.
 
-No API server is asked here, and no pod runs.
+No API server is asked here. tests/e2e/test_pods.py runs the pods.
 """
 
 import copy

@@ -34,6 +34,8 @@ IMAGES = yaml.safe_load((ROOT / "extensions/data/versions.yml").read_text())
 AZURITE = "mcr.microsoft.com/azure-storage/azurite"
 # What a stack is brought from to its own version.
 OLD_POSTGRES = "postgres:17-trixie"
+# What podman, which plays a cluster's node, is installed on.
+NODE_BASE = "debian:forky-slim"
 # A real emulator of Google Cloud Storage; built once from its Go module, which any machine with Go can do.
 FAKE_GCS = "github.com/fsouza/fake-gcs-server@v1.56.1"
 # A real OpenID Connect provider. Its module cannot be installed as it is: it replaces one of its own modules.
