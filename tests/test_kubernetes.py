@@ -448,7 +448,14 @@ def test_nginx_accepts_what_it_gets_in_a_cluster(clusters: list[Cluster], tmp_pa
 
 
 # What checkov would have otherwise; docs/kubernetes.md explains each.
-SKIPPED = {"CKV_K8S_15", "CKV_K8S_43", "CKV_K8S_40", "CKV2_K8S_6"}
+SKIPPED = {"CKV_K8S_15", "CKV_K8S_43", "CKV_K8S_40"}
+# And what it must find, so that it is known to look.
+PRIVILEGED = {
+    "apiVersion": "v1",
+    "kind": "Pod",
+    "metadata": {"name": "planted"},
+    "spec": {"containers": [{"name": "x", "image": "x:1", "securityContext": {"privileged": True}}]},
+}
 
 
 def test_what_checkov_finds_is_explained(checkov: str, clusters: list[Cluster], tmp_path: Path) -> None:  # noqa: F811
@@ -458,6 +465,8 @@ def test_what_checkov_finds_is_explained(checkov: str, clusters: list[Cluster], 
             folder = tmp_path / f"{one.tree.root.parent.name}-{name}"
             folder.mkdir()
             (folder / "all.yaml").write_text(yaml.safe_dump_all(manifests))
+    (tmp_path / "planted").mkdir()
+    (tmp_path / "planted" / "all.yaml").write_text(yaml.safe_dump(PRIVILEGED))
     done = subprocess.run(
         [
             checkov, "--directory", str(tmp_path), "--framework", "kubernetes", "--skip-download", "--compact",
@@ -468,7 +477,9 @@ def test_what_checkov_finds_is_explained(checkov: str, clusters: list[Cluster], 
     assert done.returncode in (0, 1) and done.stdout, done.stderr
     result = json.loads(done.stdout)
     found: dict[str, set[str]] = {}
-    for check in result["results"]["failed_checks"]:
+    planted = {c["check_id"] for c in result["results"]["failed_checks"] if c["file_path"].startswith("/planted")}
+    assert "CKV_K8S_16" in planted
+    for check in (c for c in result["results"]["failed_checks"] if not c["file_path"].startswith("/planted")):
         found.setdefault(check["check_id"], set()).add(f"{check['file_path']} {check['resource']}")
     assert result["summary"]["passed"] > 300
     assert {check: sorted(where)[:3] for check, where in found.items() if check not in SKIPPED} == {}

@@ -17,6 +17,8 @@ ATTEMPTS = 150
 # The proxy alone holds the certificate, and what stands behind it never sees it. A store that the proxy publishes does,
 # and that is a matter of how artifacts are reached.
 STRANGERS = [{"tls", "backend"}, {"tls", "artifact_store"}]
+# A name is a name; and what is written for a cluster changes nothing in a stack that Compose runs.
+LEFT_OUT = ("project_name", "kubernetes")
 Pair = tuple[tuple[str, str], tuple[str, str]]
 
 
@@ -40,9 +42,7 @@ def candidates() -> list[Answers]:
     words = [{"domain": domain, "url_prefix": prefix} for domain in DOMAINS for prefix in PREFIXES]
     found = [answers | more for answers in valid() for more in words]
     found = [answers for answers in found if refusal(answers) is None]
-    # What is for a cluster, no stack here runs: tests/e2e/test_pods.py does.
-    left_out = ("project_name", "kubernetes")
-    return [{name: value for name, value in answers.items() if name not in left_out} for answers in found]
+    return [{name: value for name, value in answers.items() if name not in LEFT_OUT} for answers in found]
 
 
 def defaults(purpose: str) -> Answers:
