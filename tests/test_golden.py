@@ -29,6 +29,7 @@ SCENARIOS: dict[str, Answers] = {
         "auth": "mlflow",
         "url_prefix": "/mlflow",
         "domain": "mlflow.example.com",
+        "kubernetes": "kustomize",
     },
     "gcs": {
         "backend": "postgres",
