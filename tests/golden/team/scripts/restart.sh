@@ -39,5 +39,5 @@ trap 'exit 130' INT TERM
 lock restart
 sweep
 # shellcheck disable=SC2086 # one word a server
-roll "$(wanted_servers)" $running || die "a new server is not ready, see above; those that are left of the others go on"
+roll "$(wanted_servers)" $running || die "no new server is ready, see above; those that are left of the others go on"
 say "done"

@@ -290,7 +290,7 @@ if [ "$step" = rolling ]; then
   [ "$(stackops touched /upgrade/before.json)" = "as before" ] || give_up "tables have changed, which they should not"
   sweep
   # shellcheck disable=SC2046 # one word a server
-  roll "$(wanted_servers)" $(compose ps --all --quiet mlflow) || give_up "a new server is not ready, see above"
+  roll "$(wanted_servers)" $(compose ps --all --quiet mlflow) || give_up "no new server is ready, see above"
 fi
 reached starting
 say "starting"
