@@ -49,6 +49,7 @@ case "$*" in
   *" up --detach --wait --no-build"*) sed -i "s/ .*/ $version yes/" servers ;;
   "compose up --detach --wait") sed -i 's/ .*/ new yes/' servers ;;
   *" ps --all --format "*) cut -d ' ' -f 1 servers | sed 's/^/mlflow /' ;;
+  *State.StartedAt*) echo 2026-01-01T00:00:00.0Z ;;
   "inspect --format mlflow "*) echo "mlflow $(image "$5") demo-stack-mlflow:one" ;;
   "inspect --format "*config-hash*) echo "$(image "$4" | cut -d : -f 2) $(image "$4")" ;;
   "image inspect --format "*) echo sha256:new ;;
@@ -63,6 +64,11 @@ grep -q ' yes$' servers || echo "$*" >>gaps
 dies after
 exit $code
 """
+# Minutes: a script is killed at each of its calls.
+KILLED = pytest.mark.watches(
+    *(f"template/scripts/{name}.sh.jinja" for name in ("restart", "rolling", "up", "upgrade")),
+    "template/scripts/lock.sh",
+)
 TEAM: Answers = {
     "project_name": "demo-stack", "backend": "managed", "artifact_store": "local", "reverse_proxy": "nginx",
     "auth": "none",
@@ -172,6 +178,7 @@ def test_restart_waits_for_an_upgrade(servers: Servers) -> None:
     assert servers.versions() == ["old"] * servers.number
 
 
+@KILLED
 def test_restart_killed_at_any_moment(servers: Servers) -> None:
     """What is left answers; the next one puts all right."""
     assert servers.run("restart").returncode == 0
@@ -218,6 +225,7 @@ def test_upgrade_that_fails_with_the_second_server(servers: Servers) -> None:
     assert servers.versions() == ["old"] * servers.number
 
 
+@KILLED
 @pytest.mark.parametrize("finish", ["upgrade", pytest.param("undo", marks=pytest.mark.full)])
 def test_upgrade_killed_at_any_moment(servers: Servers, finish: str) -> None:
     """The next run goes on, or back, and nobody notices."""
