@@ -269,18 +269,10 @@ def test_a_server_waits_for_the_job(cluster: Cluster) -> None:
     assert "stackops: error: " in said and "tables" in said, said
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (closed, "secret .* cannot be read"),
-        (frozen("run"), "cannot be written|(?i:read-only)"),
-    ],
-    ids=["secrets for root alone", "nowhere for private files"],
-)
-def test_a_wrong_job_is_found_out(cluster: Cluster, change: Callable[[Manifest], object], words: str) -> None:
-    """What the manifests say about modes and volumes is needed: without it the job ends with a word about it."""
-    code, said = cluster.job(_job(cluster), "wrong", change=change)
-    assert code != 0 and re.search(words, said), (code, said)
+def test_a_wrong_job_is_found_out(cluster: Cluster) -> None:
+    """What the manifests say about modes is needed: without it the job ends with a word about it."""
+    code, said = cluster.job(_job(cluster), "wrong", change=closed)
+    assert code != 0 and re.search("secret .* cannot be read", said), (code, said)
 
 
 def _job(cluster: Cluster) -> str:
