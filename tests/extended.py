@@ -106,6 +106,14 @@ WATCHED: dict[str, tuple[str, ...]] = {
         "template/nginx/*",
         "template/caddy/*",
     ),
+    # Its first run builds an API server, which takes minutes.
+    "tests/e2e/test_apiserver.py": (
+        "template/k8s/*",
+        "template/scripts/k8s.sh.jinja",
+        "extensions/kubernetes/*",
+        "tests/kubernetes_model.py",
+        "tests/e2e/apiserver.py",
+    ),
     "tests/e2e/test_pods.py": (
         "template/k8s/*",
         "template/scripts/k8s.sh.jinja",
