@@ -73,9 +73,9 @@ def everything(root: Path) -> None:
     listed = "".join((overlays / name / "kustomization.yaml").read_text().split("# Also")[0] for name in OVERLAYS[:2])
     rest = {path.name for path in (root / "k8s" / "components").iterdir()}
     rest -= {*re.findall(r"(?m)^  - \.\./\.\./components/([\w-]+)$", listed)}
+    production = yaml.safe_load((overlays / "production" / "kustomization.yaml").read_text())
     made = {
-        "apiVersion": "kustomize.config.k8s.io/v1beta1",
-        "kind": "Kustomization",
+        **{key: production[key] for key in ("apiVersion", "kind", "namespace", "labels")},
         "resources": ["../production"],
         "components": [f"../../components/{name}" for name in sorted(rest)],
     }
