@@ -6,6 +6,7 @@ It has no controllers and no nodes, see apiserver.py: no pod starts here. tests/
 import copy
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -54,17 +55,26 @@ def stacks(template: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tup
     """Each stack for each overlay, filled in, with secrets; every one has a namespace of its own."""
     base, found = tmp_path_factory.mktemp("stacks"), {}
     for name, answers in STACKS.items():
+        root = render(template, base / name, {**answers, "kubernetes": "kustomize", "project_name": f"{name}-stack"})
+        everything(root)
+        done = run("scripts/init.sh", "init", cwd=root)
+        assert done.returncode == 0, done.stderr
         for overlay in OVERLAYS:
-            data = {**answers, "kubernetes": "kustomize", "project_name": f"{name}-{overlay}"}
-            root = render(template, base / name / overlay, data)
-            found[name, overlay] = Stack(root)
-            done = run("scripts/init.sh", "init", cwd=root)
-            assert done.returncode == 0, done.stderr
-            for path in (root / "k8s" / "overlays").rglob("*"):
-                if path.is_file():
-                    path.write_text(re.sub(r"(registry|database|login)\.example\.com", r"\1.test", path.read_text()))
-            everything(root)
+            found[name, overlay] = moved(root, f"{name}-stack", f"{name}-{overlay}")
     return found
+
+
+def moved(root: Path, old: str, new: str) -> Stack:
+    """Return a copy of a stack under another name, filled in. It is as if rendered, and much faster."""
+    folder = root.parent / new
+    shutil.copytree(root, folder)
+    for path in (*(folder / "k8s").rglob("*"), folder / "scripts" / "k8s.sh", folder / ".copier-answers.yml"):
+        if path.is_file():
+            text = path.read_text().replace(old, new)
+            if "overlays" in path.parts:
+                text = re.sub(r"(registry|database|login)\.example\.com", r"\1.test", text)
+            path.write_text(text)
+    return Stack(folder)
 
 
 def everything(root: Path) -> None:
@@ -170,13 +180,9 @@ def test_a_word_that_it_does_not_know_is_refused(api: Cluster, stacks: dict[tupl
 
 
 @pytest.mark.parametrize("name", ["solo", "login"])
-def test_migrate_and_apply(api: Cluster, template: Path, tmp_path: Path, name: str) -> None:
+def test_migrate_and_apply(api: Cluster, stacks: dict[tuple[str, str], Stack], name: str) -> None:
     """The order of both commands, with hands that say what controllers would."""
-    data = {**STACKS[name], "kubernetes": "kustomize", "project_name": f"{name}-order"}
-    stack = Stack(render(template, tmp_path / name, data))
-    run("scripts/init.sh", "init", cwd=stack.folder)
-    for path in (stack.folder / "k8s" / "overlays" / "dev").iterdir():
-        path.write_text(re.sub(r"login\.example\.com", "login.test", path.read_text()))
+    stack = moved(stacks[name, "dev"].folder, f"{name}-dev", f"{name}-order")
     assert "run 'make k8s-secrets' first" in k8s(api, stack, "migrate", "dev", fails=True)
     k8s(api, stack, "secrets", "dev")
     servers = ("get", "deployment", "mlflow", "--namespace", stack.name)
