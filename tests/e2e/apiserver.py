@@ -1,12 +1,15 @@
 """A real API server of Kubernetes with its database, as controller-runtime's envtest starts them.
 
-Both are built from their Go modules. There is no node and no controller: what is applied is checked, admitted and
-kept, and nothing comes of it but what `hands` says.
+There is no node and no controller: what is applied is checked, admitted and kept, and nothing comes of it but what
+`hands` says. Both are built from their Go modules, which takes up to a quarter of an hour. So the tests run only
+where that has been done: by this file as a program, in the environment of the tests, or elsewhere, and then
+KUBE_APISERVER names the program.
 """
 
 import contextlib
 import functools
 import json
+import os
 import re
 import secrets
 import subprocess
@@ -34,6 +37,8 @@ PATIENCE = 90
 @functools.cache
 def server() -> Path:
     """Return the API server's program. Its first build takes minutes."""
+    if given := os.environ.get("KUBE_APISERVER"):
+        return Path(given)
 
     def build(folder: Path, go: Callable[..., str]) -> Path:
         module, _, version = KUBERNETES.partition("@")
@@ -224,3 +229,7 @@ def cluster() -> Iterator[Cluster]:
         made.config.write_text(yaml.safe_dump(entry))
         made.know(kube.CUSTOM)
         yield made
+
+
+if __name__ == "__main__":
+    print(server(), database(), sep="\n")
