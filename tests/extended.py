@@ -6,6 +6,7 @@ marked `full`: the same test with other values. They are left out, not skipped: 
 """
 
 import fnmatch
+import os
 import re
 import subprocess
 from collections.abc import Iterable
@@ -105,6 +106,13 @@ WATCHED: dict[str, tuple[str, ...]] = {
         "template/scripts/logs.sh.jinja",
         "template/nginx/*",
         "template/caddy/*",
+    ),
+    "tests/e2e/test_apiserver.py": (
+        "template/k8s/*",
+        "template/scripts/k8s.sh.jinja",
+        "extensions/kubernetes/*",
+        "tests/kubernetes_model.py",
+        "tests/e2e/apiserver.py",
     ),
     "tests/e2e/test_pods.py": (
         "template/k8s/*",
@@ -231,6 +239,9 @@ WATCHED: dict[str, tuple[str, ...]] = {
         "template/caddy/*",
     ),
 }
+# Tests that need a program which takes long to build: where it would be, and the variable that names another.
+# `PYTHONPATH=tests .venv/bin/python tests/e2e/apiserver.py` builds this one.
+BUILT = {"tests/e2e/test_apiserver.py": ("build/kube-apiserver-*", "KUBE_APISERVER")}
 # A change of these may break any of them.
 ALWAYS = ("template/mlflow/requirements/*", "extensions/data/versions.yml", "template/mlflow/Dockerfile.jinja")
 
@@ -264,12 +275,21 @@ def wanted(test: str, files: Iterable[str] | None, *marked: str) -> bool:
     )
 
 
+def is_built(test: str) -> bool:
+    """Return whether the program that a test needs has been built."""
+    return all(
+        name in os.environ or any(ROOT.glob(pattern))
+        for part, (pattern, name) in BUILT.items()
+        if test.startswith(part)
+    )
+
+
 def leave_out(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
     """Take from `items` what need not run; return which files lost tests."""
-    if config.getoption("--everything"):
-        return []
-    files = changed()
-    out = [item for item in items if item.get_closest_marker("full") or not wanted(item.nodeid, files, *_marked(item))]
+    out = [item for item in items if not is_built(item.nodeid)]
+    if not config.getoption("--everything"):
+        files = changed()
+        out += [i for i in items if i.get_closest_marker("full") or not wanted(i.nodeid, files, *_marked(i))]
     if out:
         items[:] = [item for item in items if item not in out]
         config.hook.pytest_deselected(items=out)

@@ -2,7 +2,7 @@
 
 import pytest
 from combinations import ROOT
-from extended import ALWAYS, WATCHED, wanted
+from extended import ALWAYS, WATCHED, is_built, wanted
 
 MOVE = "tests/e2e/test_artifacts_move.py::test_local_to_seaweedfs_and_back"
 
@@ -40,3 +40,10 @@ def test_what_is_watched_is_there() -> None:
     for part in WATCHED:
         file, _, name = part.partition("::")
         assert (ROOT / file).exists() and (not name or f"def {name}(" in (ROOT / file).read_text()), part
+
+
+def test_what_has_not_been_built_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("extended.BUILT", {"tests/e2e/test_a.py": ("build/nothing-like-it-*", "A_PROGRAM")})
+    assert not is_built("tests/e2e/test_a.py::test_x") and is_built("tests/e2e/test_b.py::test_x")
+    monkeypatch.setenv("A_PROGRAM", "/bin/a")
+    assert is_built("tests/e2e/test_a.py::test_x")

@@ -199,7 +199,7 @@ def azurite() -> Iterator[Outside]:
         )
 
 
-def built(name: str, module: str, build: Callable[[Path, Callable[..., None]], Path]) -> Path:
+def built(name: str, module: str, build: Callable[[Path, Callable[..., str]], Path]) -> Path:
     """Return a program that is built from its Go module on its first use. Skips where there is no Go."""
     place = ROOT / "build"
     program = place / f"{name}-{module.rpartition('@v')[2]}"
@@ -209,9 +209,10 @@ def built(name: str, module: str, build: Callable[[Path, Callable[..., None]], P
         place.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place) as folder:
 
-            def work(*words: str, **env: str) -> None:
+            def work(*words: str, **env: str) -> str:
                 done = run(go, *words, cwd=Path(folder), env={"CGO_ENABLED": "0", **env})
                 assert done.returncode == 0, done.stderr
+                return done.stdout
 
             os.replace(build(Path(folder), work), program)
     return program
@@ -221,7 +222,7 @@ def built(name: str, module: str, build: Callable[[Path, Callable[..., None]], P
 def fake_gcs() -> Path:
     """Return the emulator's program."""
 
-    def build(folder: Path, go: Callable[..., None]) -> Path:
+    def build(folder: Path, go: Callable[..., str]) -> Path:
         go("install", FAKE_GCS, GOBIN=str(folder))
         return folder / "fake-gcs-server"
 
@@ -232,7 +233,7 @@ def fake_gcs() -> Path:
 def dex() -> Path:
     """Return the provider's program."""
 
-    def build(folder: Path, go: Callable[..., None]) -> Path:
+    def build(folder: Path, go: Callable[..., str]) -> Path:
         module, _, version = DEX.partition("@")
         go("mod", "init", "build")
         go("mod", "edit", f"-replace={DEX_API.partition('@')[0]}={DEX_API}")
