@@ -389,7 +389,9 @@ def test_one_pod_alone_starts_what_is_due(cluster: Cluster) -> None:
     """components/jobs-singleton: servers take jobs, and one pod looks at the clock; a second one would be seen."""
     folder = cluster.stack.folder / "k8s" / "overlays" / "jobs"
     folder.mkdir()
-    overlay = {"resources": ["../dev"], "components": ["../../components/jobs-singleton"]}
+    # As in the other overlays: without its namespace, what a component brings would not find the ConfigMap.
+    namespace = yaml.safe_load((folder.parent / "dev" / "kustomization.yaml").read_text())["namespace"]
+    overlay = {"namespace": namespace, "resources": ["../dev"], "components": ["../../components/jobs-singleton"]}
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
     for name in (*SERVERS, "nginx"):
         cluster.node.gone(name)
