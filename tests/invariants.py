@@ -377,7 +377,7 @@ WORDS: dict[str, tuple[Callable[[Answers], bool], str]] = {
     ),
     "a cluster": (
         lambda a: a.get("kubernetes", "none") != "none",
-        r"kubernetes|kubectl|kustomiz|\bk8s\b",
+        r"kubernetes(?!: none)|kubectl|kustomiz|\bk8s\b",
     ),
     "a way into our store": (
         lambda a: (

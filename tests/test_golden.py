@@ -29,8 +29,8 @@ SCENARIOS: dict[str, Answers] = {
         "auth": "mlflow",
         "url_prefix": "/mlflow",
         "domain": "mlflow.example.com",
-        "kubernetes": "kustomize",
     },
+    "cluster": {"purpose": "cloud", "kubernetes": "kustomize"},
     "gcs": {
         "backend": "postgres",
         "artifact_store": "gcs",

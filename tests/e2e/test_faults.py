@@ -189,7 +189,7 @@ def three_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     engine()
     made = rendered(tmp_path_factory.mktemp("flagship"), "faults", {"purpose": "team"})
     try:
-        made.override({"services": {"migrate": {"scale": 3}, "mlflow": {"scale": 3}}})
+        made.override({"services": {"migrate": {"scale": 3}, "mlflow": {"deploy": {"replicas": 3}}}})
         made.up()
         yield made
     finally:
