@@ -79,12 +79,17 @@ stackops() {
 # A run that was killed may have left its own at work.
 docker rm --force $helper >/dev/null 2>&1 || true
 
-# What ran before runs again, or the services that are named: the images under their names, and the settings of then.
-restart() {
+# The images of before get their names back.
+tag_again() {
   while read -r service image name; do
     case $name in *@* | sha256:*) continue ;; esac # such a name cannot mean another image
     docker tag "$image" "$name" || return 1
   done <$kept/images
+}
+
+# What ran before runs again, or the services that are named: the images under their names, and the settings of then.
+restart() {
+  tag_again || return 1
   if [ -s $kept/compose.yaml ]; then
     compose --project-directory "$PWD" --file $kept/compose.yaml up --detach --wait --no-build "$@"
   else
