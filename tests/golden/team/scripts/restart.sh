@@ -27,7 +27,10 @@ case ${ALL:-} in
 esac
 running=$(compose ps --status running --quiet mlflow)
 # Two at a time would start the unfinished jobs of each other.
-! grep -qxE 'MLFLOW_SERVER_ENABLE_JOB_EXECUTION=(true|1)' .env || all=yes
+if grep -qxE 'MLFLOW_SERVER_ENABLE_JOB_EXECUTION=(true|1)' .env; then
+  [ "$(wanted_servers)" = 1 ] || die "server-side jobs run in one server: set MLFLOW_REPLICAS=1 or MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false in .env"
+  all=yes
+fi
 if [ -n "$all" ] || [ -z "$running" ]; then
   docker compose restart
   docker compose up --detach --wait
