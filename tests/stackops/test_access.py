@@ -86,7 +86,9 @@ class Auth:
     """MLflow's side: one user, ann."""
 
     import threading
+    from types import SimpleNamespace
 
+    auth_config, store = SimpleNamespace(auth_cache_ttl_seconds=60), SimpleNamespace(get_user=None)
     _USER_AUTH_CACHE_LOCK, _USER_AUTH_CACHE = threading.Lock(), {}
     _invalidate_user_auth_cache = staticmethod(lambda name: None)
     _auth_cache_key = staticmethod(lambda name, password: (name, password))

@@ -340,7 +340,7 @@ def test_only_the_one_path_is_answered(door):
 def guarded(tmp_path):
     from stackops import guard
 
-    checks = []
+    checks, asked = [], []
 
     def original(name, password):
         checks.append((name, password))
@@ -355,6 +355,8 @@ def guarded(tmp_path):
         _auth_cache_key=lambda name, password: (name, password),
         _USER_AUTH_CACHE={},
         _USER_AUTH_CACHE_LOCK=threading.Lock(),
+        auth_config=SimpleNamespace(auth_cache_ttl_seconds=60),
+        store=SimpleNamespace(get_user=lambda name: asked.append(name) or SimpleNamespace(username=name)),
     )
     clock = Clock()
     made = guard.Guard(auth, tmp_path / "users.changed", limiter.Limiter(clock), limiter.Proven(clock=clock))
@@ -364,7 +366,7 @@ def guarded(tmp_path):
         guard.REQUEST.set(request)
         return ("in" if made.authenticate(name, password) else "out"), request.wait
 
-    return SimpleNamespace(ask=ask, auth=auth, checks=checks, clock=clock, guard=made)
+    return SimpleNamespace(ask=ask, asked=asked, auth=auth, checks=checks, clock=clock, guard=made)
 
 
 def test_mlflow_is_asked_only_so_often(guarded):
@@ -407,6 +409,32 @@ def test_every_process_forgets_when_users_change(guarded):
     assert guarded.ask("ann", "right") == ("in", 0) and len(guarded.checks) == before
     guarded.guard.forget("ann")
     assert guarded.ask("ann", "right") == ("in", 0) and len(guarded.checks) == before + 1
+
+
+def test_what_is_known_of_a_user_is_forgotten_when_users_change(guarded):
+    for _ in range(3):
+        assert guarded.guard.user("ann").username == guarded.guard.user("bob").username.replace("bob", "ann") == "ann"
+    assert guarded.asked == ["ann", "bob"]
+    guarded.guard.forget("ann")  # here
+    guarded.guard.user("ann")
+    assert guarded.asked == ["ann", "bob", "ann"]
+    guarded.guard.marker.write_text("by another process")
+    guarded.guard.user("bob")
+    assert guarded.asked == ["ann", "bob", "ann", "bob"]
+
+
+def test_what_was_asked_before_a_change_is_not_kept(guarded):
+    """The database's answer is on its way while the user's rights change."""
+
+    def slow(name):
+        guarded.guard.forget(name)
+        return SimpleNamespace(username=name, is_admin=True)
+
+    guarded.guard.original_user, original = slow, guarded.guard.original_user
+    assert guarded.guard.user("ann").is_admin
+    guarded.guard.original_user = original
+    guarded.guard.user("ann")
+    assert guarded.asked == ["ann"]
 
 
 def test_too_many_failures_answer_429():
@@ -461,3 +489,7 @@ def test_what_mlflow_must_go_on_having():
     assert "return _authenticate_cached(username, password)" in text
     for name in ("_invalidate_user_auth_cache(username)", "def _auth_cache_key(", "_USER_AUTH_CACHE_LOCK = "):
         assert name in text
+    # What changes a user also forgets the user.
+    for change in ("password=password", "is_admin=is_admin"):
+        assert f"store.update_user(username, {change})\n    _invalidate_user_auth_cache(username)" in text
+    assert "store.delete_user(username)\n    _invalidate_user_auth_cache(username)" in text

@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -125,3 +126,61 @@ except ImportError:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=120)
     assert done.stdout == "no users []\n", done.stderr
+
+
+PERMITTED = """
+import json, sys
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+from mlflow.server import auth
+from stackops import shortcuts
+sys.path.insert(0, sys.argv[1])
+from test_shortcuts import ask
+
+def made():
+    app = FastAPI()
+
+    @app.api_route("/{path:path}", methods=["GET", "POST"])
+    async def answer(path: str):
+        return JSONResponse({"path": path})
+
+    auth.add_fastapi_permission_middleware(app)
+    return app
+
+light, around = made(), []
+shortcuts.take(light, {})
+dispatch = light.user_middleware[0].kwargs["dispatch"]
+
+async def noted(request, call_next):
+    around.append(request.url.path)
+    return await dispatch(request, call_next)
+
+light.user_middleware[0].kwargs["dispatch"] = noted
+paths = [*map(str, json.loads(sys.argv[2]))]
+answers = [(path, ask(made(), path)[0], ask(light, path)[0], path in around) for path in paths]
+print(json.dumps([light.user_middleware[0].cls.__name__, answers]))
+"""
+
+
+@pytest.mark.parametrize("closed", ["true", "false"])
+def test_permissions_are_mlflows(closed: str) -> None:
+    """Nobody in particular gets the same answers, and MLflow's permissions see each request that they judge."""
+    judged = ("/gateway/x/mlflow/invocations", "/api/2.0/mlflow-artifacts/artifacts/1/a", "/ajax-api/3.0/jobs/1")
+    flask = ("/api/2.0/mlflow/runs/get", "/health", "/static-files/a.js", "/", "/api/3.0/mlflow/server-info")
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "MLFLOW_BASIC_AUTH_FAIL_CLOSED": closed,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "x",
+    }  # fmt: skip
+    words = [sys.executable, "-c", PERMITTED, os.path.dirname(__file__), json.dumps([*judged, *flask])]
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    kind, answers = json.loads(done.stdout.splitlines()[-1])
+    assert kind == "Seldom"
+    for path, before, after, _ in answers:
+        assert before == after, path
+    seen = {path for path, _, _, around in answers if around}
+    assert set(judged) <= seen, seen
+    assert 401 in {after for _, _, after, _ in answers}
+    assert not seen & {"/health", "/static-files/a.js"}
+    assert ("/api/2.0/mlflow/runs/get" in seen) == (closed == "true")

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import ModuleType
 from weakref import WeakValueDictionary
 
+from cachetools import TTLCache
+
 from stackops import accounts
 from stackops.limiter import Limiter, Proven
 
@@ -34,6 +36,9 @@ class Gate:
         self.lock = threading.Lock()
 
 
+KNOWN = 10_000
+"""Users that are kept in mind."""
+
 REQUEST: ContextVar[Request | None] = ContextVar("request", default=None)
 
 
@@ -43,6 +48,9 @@ class Guard:
     def __init__(self, auth: ModuleType, marker: Path, limiter: Limiter, proven: Proven):
         self.auth, self.marker, self.limiter, self.proven = auth, marker, limiter, proven
         self.original, self.original_forget = auth._authenticate_cached, auth._invalidate_user_auth_cache
+        self.original_user = auth.store.get_user
+        self.known = TTLCache(maxsize=KNOWN, ttl=auth.auth_config.auth_cache_ttl_seconds)
+        self.changes = 0
         self.lock = threading.Lock()
         self.gates: WeakValueDictionary[object, Gate] = WeakValueDictionary()
         self.state: tuple[int, ...] | None = None
@@ -59,6 +67,8 @@ class Guard:
                 return
             self.state = state
             self.proven.clear()
+            self.known.clear()
+            self.changes += 1
         with self.auth._USER_AUTH_CACHE_LOCK:
             self.auth._USER_AUTH_CACHE.clear()
 
@@ -103,9 +113,28 @@ class Guard:
                         self.proven.add(key)
             return user
 
+    def user(self, name: str):
+        """Return what MLflow knows of a user: it asks at each request whether they are an administrator.
+
+        It is kept for as long as MLflow keeps a login, and forgotten with it.
+        """
+        self.look()
+        with self.lock:
+            if user := self.known.get(name):
+                return user
+            changes = self.changes
+        user = self.original_user(name)
+        with self.lock:
+            if changes == self.changes:
+                self.known[name] = user
+        return user
+
     def forget(self, name: str) -> None:
         """Forget a user's logins: here as MLflow does, and in the other processes."""
         self.original_forget(name)
+        with self.lock:
+            self.known.pop(name, None)
+            self.changes += 1
         accounts.announce(self.marker)
 
 
@@ -170,4 +199,5 @@ def guard(app, env: Mapping[str, str] = os.environ) -> None:
 
     made = Guard(auth, accounts.marker(env), Limiter(), Proven())
     auth._authenticate_cached, auth._invalidate_user_auth_cache = made.authenticate, made.forget
+    auth.store.get_user = made.user
     app.add_middleware(Middleware, header=env.get("ADDRESS_HEADER", "").lower().encode())

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from mlflow.utils.workspace_utils import WORKSPACE_HEADER_NAME
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 Wanted = Callable[[Scope], bool]
@@ -27,9 +28,25 @@ def is_for_gateway(scope: Scope) -> bool:
     return "/gateway/" in scope["path"]
 
 
+def is_fastapi_to_permit(scope: Scope) -> bool:
+    """Whether MLflow's users and permissions have a word on this request before Flask, which asks for itself.
+
+    It is what MLflow's function asks first, by MLflow's own means, before it passes a request on.
+    """
+    from mlflow.server import auth
+
+    path = auth.get_routed_asgi_path(Request(scope))
+    if auth.is_unprotected_route(path):
+        return False
+    return auth.MLFLOW_BASIC_AUTH_FAIL_CLOSED.get() or bool(
+        auth._find_fastapi_validator(path, scope["method"])
+    )
+
+
 SELDOM: Mapping[str, Wanted] = {
     "workspace_context_middleware": names_workspace,
     "gateway_timing_middleware": is_for_gateway,
+    "fastapi_permission_middleware": is_fastapi_to_permit,
 }
 """MLflow's own functions around every request, and which requests need them where workspaces are off."""
 
