@@ -170,6 +170,19 @@ def test_restart_with_a_number_that_is_none(servers: Servers, number: str) -> No
     assert servers.versions() and servers.there() == before
 
 
+def test_restart_with_jobs(servers: Servers) -> None:
+    """With jobs there is one server, which restarts with a pause; of several none is touched."""
+    with open(servers.root / ".env", "a", encoding="utf-8") as file:
+        file.write("MLFLOW_SERVER_ENABLE_JOB_EXECUTION=true\n")
+    done = servers.run("restart")
+    calls = (servers.root / "calls").read_text().splitlines()
+    if servers.number == 1:
+        assert done.returncode == 0 and "compose restart" in calls, done.stderr
+    else:
+        assert done.returncode == 1 and "restart: error: server-side jobs run in one server" in done.stderr
+        assert "compose restart" not in calls and servers.versions() == ["old", "old"]
+
+
 def test_restart_waits_for_an_upgrade(servers: Servers) -> None:
     (servers.root / "backups/upgrade").mkdir(parents=True)
     servers.put("backups/upgrade/step", "rolling")
