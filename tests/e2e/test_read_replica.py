@@ -24,6 +24,7 @@ CREATE ROLE copier LOGIN REPLICATION PASSWORD '{password}';
 """
 COPY = """
 echo "*:*:*:copier:$COPIER" >/tmp/pgpass && chmod 600 /tmp/pgpass && export PGPASSFILE=/tmp/pgpass
+chmod 700 "$PGDATA"
 pg_basebackup -h "$MAIN" -p "$MAIN_PORT" -U copier -D "$PGDATA" --write-recovery-conf --checkpoint=fast
 exec postgres -p "$PORT" -c listen_addresses="$MAIN" -c hba_file=/given/pg_hba.conf
 """
