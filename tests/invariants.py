@@ -103,6 +103,8 @@ def expected_files(answers: Answers) -> set[str]:
         files |= {"transfer/postgres-client.sh"}
         files |= {"stackops/stackops/migrate.py"}
         files |= {f"stackops/stackops/migration/{name}.py" for name in MIGRATION}
+    if backend == "managed":
+        files |= {"stackops/stackops/backends/replica.py"}
     if backend == "postgres":
         files |= {"postgres/initdb.d/10-mlflow.sh", f"{ROTATION}/role.py"}
         files |= {"postgres/upgrade.sh", "scripts/upgrade-postgres.sh"}

@@ -79,6 +79,20 @@ mlflow.MlflowClient().log_metric(run.info.run_id, "loss", 0.5)
 mlflow.MlflowClient().set_tag(run.info.run_id, "kind", "seen")
 print(experiment, run.info.run_id)
 """
+TRAIN = """
+import mlflow
+mlflow.set_experiment("third")
+with mlflow.start_run() as run:
+    mlflow.log_metric("loss", 0.25)
+    mlflow.log_text("as before", "note.txt")
+client = mlflow.MlflowClient()
+assert client.get_run(run.info.run_id).info.status == "FINISHED"
+assert client.get_experiment_by_name("third").experiment_id == run.info.experiment_id
+client.create_registered_model("model")
+version = client.create_model_version("model", run.info.artifact_uri, run.info.run_id)
+client.set_registered_model_alias("model", "champion", version.version)
+assert client.get_model_version_by_alias("model", "champion").run_id == run.info.run_id
+"""
 READ = """
 import sys, mlflow
 client = mlflow.MlflowClient()
@@ -124,6 +138,8 @@ def test_reads_go_to_the_copy(tmp_path: Path) -> None:
             later = one.client(WRITE % "second").split()
             assert psql(main, port, f"SELECT count(*) FROM metrics WHERE run_uuid = '{later[1]}'", "mlflow") == "1"
             assert later[1] not in one.client(READ, later[0])
+            # A script that trains meets nothing of that: what the copy has not is read from the database.
+            one.client(TRAIN)
             psql(*both[1], "SELECT pg_wal_replay_resume()")
             caught_up(*both)
             assert later[1] in one.client(READ, later[0])

@@ -62,6 +62,8 @@ def create_app() -> FastAPI:
 
         shortcuts.without_accounts()
     shortcuts.take(app, os.environ)
+    if os.environ.get("MLFLOW_READ_REPLICA_BACKEND_STORE_URI"):
+        importlib.import_module("stackops.backends.replica").take(app)
     if os.environ.get("STORE_URL"):
         from stackops.stores import presigned
 
