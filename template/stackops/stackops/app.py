@@ -62,6 +62,7 @@ def create_app() -> FastAPI:
 
         shortcuts.without_accounts()
     shortcuts.take(app, os.environ)
+    shortcuts.keep_what_was_read()
     if os.environ.get("MLFLOW_READ_REPLICA_BACKEND_STORE_URI"):
         importlib.import_module("stackops.backends.replica").take(app)
     if os.environ.get("STORE_URL"):
