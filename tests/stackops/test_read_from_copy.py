@@ -2,7 +2,6 @@
 
 import asyncio
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from stackops.backends import replica
@@ -84,13 +83,3 @@ def test_sessions_of_writes_are_the_databases() -> None:
     assert opened(True) == ("copy", True)
     assert opened(False) == ("database", True)
     assert opened(True, read_only=False) == opened(False, read_only=False) == ("database", False)
-
-
-def test_what_mlflow_must_go_on_having() -> None:
-    """Both stores make their sessions with this function, found where it is replaced."""
-    from mlflow.store.db import utils
-    from mlflow.store.model_registry import sqlalchemy_store as registry
-
-    assert registry._get_routing_session_maker is utils._get_routing_session_maker
-    text = Path(utils.__file__).parents[1].joinpath("tracking", "sqlalchemy_store.py").read_text(encoding="utf-8")
-    assert "mlflow.store.db.utils._get_routing_session_maker(" in text

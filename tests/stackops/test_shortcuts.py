@@ -6,16 +6,9 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
-from mlflow.exceptions import MlflowException
-from mlflow.store.db import utils
-from mlflow.store.model_registry import sqlalchemy_store as registry
-from sqlalchemy import create_engine, text
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
-from sqlalchemy.orm.exc import DetachedInstanceError
 from stackops import shortcuts
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.responses import JSONResponse
@@ -191,43 +184,3 @@ def test_permissions_are_mlflows(closed: str) -> None:
     assert 401 in {after for _, _, after, _ in answers}
     assert not seen & {"/health", "/static-files/a.js"}
     assert ("/api/2.0/mlflow/runs/get" in seen) == (closed == "true")
-
-
-class Point(DeclarativeBase):
-    """A table's row."""
-
-    __abstract__ = True
-
-
-class Metric(Point):
-    """One value."""
-
-    __tablename__ = "metric"
-    key: Mapped[int] = mapped_column(primary_key=True)
-    value: Mapped[float]
-
-
-def test_sessions_that_read_keep_what_they_read(tmp_path) -> None:
-    """After a session has ended its objects have their values, unless it wrote; writes and errors are MLflow's."""
-    engine = create_engine(f"sqlite:///{tmp_path}/a.db")
-    Point.metadata.create_all(engine)
-    made = shortcuts.keeping(utils._get_managed_session_maker)(sessionmaker(bind=engine), "sqlite")
-    with made(read_only=False) as session:
-        session.add(Metric(key=1, value=0.5))
-    with made(read_only=False) as session:
-        written = session.get(Metric, 1)
-        written.value = 0.75
-    with pytest.raises(DetachedInstanceError):
-        print(written.value)
-    with made() as session:
-        read = session.get(Metric, 1)
-    assert read.value == 0.75
-    with pytest.raises(MlflowException), made() as session:
-        session.execute(text("SELECT * FROM nothing"))
-
-
-def test_where_mlflow_makes_sessions() -> None:
-    """Both stores use the function that is replaced, where it is replaced."""
-    assert registry._get_managed_session_maker is utils._get_managed_session_maker
-    tracking = Path(utils.__file__).parents[1] / "tracking" / "sqlalchemy_store.py"
-    assert "mlflow.store.db.utils._get_managed_session_maker(" in tracking.read_text(encoding="utf-8")

@@ -21,7 +21,7 @@ from mlflow.server import artifact_router as theirs
 from mlflow.utils.mime_type_utils import _guess_mime_type
 from mlflow.utils.uri import validate_path_is_safe
 
-from stackops import failures, screen, settings, shortcuts
+from stackops import failures, screen, sessions, settings, shortcuts
 
 router = APIRouter()
 
@@ -49,6 +49,7 @@ async def download_artifact(artifact_path: str) -> Response:
 def create_app() -> FastAPI:
     """Return the application, with logins and permissions where the stack has them."""
     known = None
+    sessions.prepare()
     if accounts := settings.accounts(os.environ):
         from mlflow.server import auth
 
@@ -62,9 +63,8 @@ def create_app() -> FastAPI:
 
         shortcuts.without_accounts()
     shortcuts.take(app, os.environ)
-    shortcuts.keep_what_was_read()
     if os.environ.get("MLFLOW_READ_REPLICA_BACKEND_STORE_URI"):
-        importlib.import_module("stackops.backends.replica").take(app)
+        app.add_middleware(importlib.import_module("stackops.backends.replica").Middleware)
     if os.environ.get("STORE_URL"):
         from stackops.stores import presigned
 

@@ -165,5 +165,8 @@ def run() -> NoReturn:
     import mlflow.cli
     import mlflow.server
 
+    from stackops import sessions
+
+    sessions.prepare()
     mlflow.server._exec_cmd = serve
     mlflow.cli.cli(["server", "--app-name", "stackops"])

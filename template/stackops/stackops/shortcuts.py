@@ -5,21 +5,15 @@ Measured with MLflow 3.17 on two CPUs: a seventh of a write's processor time, an
 
 import sys
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from typing import Any
 
-import mlflow.store.db.utils
-import mlflow.store.model_registry.sqlalchemy_store
 from fastapi import FastAPI
 from mlflow.utils.workspace_utils import WORKSPACE_HEADER_NAME
-from sqlalchemy.orm import sessionmaker
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 Wanted = Callable[[Scope], bool]
-Sessions = Callable[..., AbstractContextManager[Any]]
 
 HEADER = WORKSPACE_HEADER_NAME.lower().encode()
 
@@ -95,29 +89,3 @@ def without_accounts() -> None:
     would be tried from the file on every time, while all other requests wait.
     """
     sys.modules.setdefault("mlflow.server.auth", None)  # type: ignore[arg-type]
-
-
-def keeping(original: Callable[[Any, str], Sessions]) -> Callable[[Any, str], Sessions]:
-    """Let sessions that only read keep what they have read until they are closed.
-
-    MLflow commits each session before it closes it, and SQLAlchemy then marks every value of every object as
-    one to be read again, which nobody does: an eighth of the time of a history of 10,000 points.
-    """
-
-    def made(maker: Any, db_type: str) -> Sessions:
-        kept = sessionmaker(class_=maker.class_, **{**maker.kw, "expire_on_commit": False})
-        reading, writing = original(kept, db_type), original(maker, db_type)
-
-        def session(read_only: bool = True) -> AbstractContextManager[Any]:
-            return (reading if read_only else writing)(read_only=read_only)
-
-        return session
-
-    return made
-
-
-def keep_what_was_read() -> None:
-    """Let MLflow's stores make their sessions so. Before they are opened."""
-    utils, registry = mlflow.store.db.utils, mlflow.store.model_registry.sqlalchemy_store
-    utils._get_managed_session_maker = keeping(utils._get_managed_session_maker)
-    registry._get_managed_session_maker = utils._get_managed_session_maker

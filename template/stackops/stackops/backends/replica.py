@@ -11,10 +11,9 @@ from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any
 
-import mlflow.store.db.utils
-import mlflow.store.model_registry.sqlalchemy_store
-from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from stackops.sessions import Sessions
 
 ONLY_READS = re.compile(
     r"search|/graphql$|/get-latest-versions$|/batchGetInfos$|/traces/metrics$|/calculate-filter-correlation$"
@@ -24,8 +23,6 @@ API = re.compile(r"(^|/)(ajax-)?api/")
 
 FROM_COPY: ContextVar[bool] = ContextVar("from_copy", default=False)
 """Whether reads of the request that is answered now go to the copy."""
-
-Sessions = Callable[..., AbstractContextManager[Any]]
 
 
 def routing(original: Callable[..., Sessions]) -> Callable[..., Sessions]:
@@ -72,11 +69,3 @@ class Middleware:
         if missing:
             FROM_COPY.set(False)
             await self.app({**scope}, nothing_more, send)
-
-
-def take(app: FastAPI) -> None:
-    """Let this application's requests read as they should. Before MLflow has opened its stores."""
-    utils, registry = mlflow.store.db.utils, mlflow.store.model_registry.sqlalchemy_store
-    utils._get_routing_session_maker = routing(utils._get_routing_session_maker)
-    registry._get_routing_session_maker = utils._get_routing_session_maker
-    app.add_middleware(Middleware)
