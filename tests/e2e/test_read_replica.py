@@ -151,6 +151,10 @@ def without_the_copy(one: Stack, copy: str) -> None:
     """The copy is gone: the server is not ready, since nobody can read; without the setting all is well again."""
     run("docker", "kill", copy)
     assert "not ready: database" in one.compose("exec", "-T", "mlflow", "sh", "-c", "stackops ready 2>&1 || true")
+    health, until = ("docker", "inspect", "--format", "{{.State.Health.Status}}"), time.monotonic() + 120
+    while run(*health, one.container("mlflow")).stdout.strip() != "unhealthy":
+        assert time.monotonic() < until, "Docker does not notice"
+        time.sleep(1)
     words = one.make("up", fails=True)
     assert "up: error: mlflow is not ready: database" in words, words
     one.setting("MLFLOW_READ_REPLICA_BACKEND_STORE_URI", "")
