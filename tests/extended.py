@@ -210,7 +210,7 @@ WATCHED: dict[str, tuple[str, ...]] = {
     "tests/e2e/test_overload.py": (
         *(
             f"template/stackops/stackops/{name}.py"
-            for name in ("app", "failures", "preload", "serve", "settings", "sizing")
+            for name in ("app", "failures", "preload", "serve", "sessions", "settings", "sizing")
         ),
         "template/stackops/stackops/backends/*",
         "template/scripts/sizing.sh*",
