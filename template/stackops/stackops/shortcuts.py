@@ -29,7 +29,7 @@ def is_for_gateway(scope: Scope) -> bool:
 
 
 def is_fastapi_to_permit(scope: Scope) -> bool:
-    """Whether MLflow's users and permissions have a word on this request before Flask, which asks for itself.
+    """Whether MLflow judges this request before Flask does, which judges its own.
 
     It is what MLflow's function asks first, by MLflow's own means, before it passes a request on.
     """
