@@ -133,7 +133,7 @@ import json, sys
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from mlflow.server import auth
-from stackops import shortcuts
+from stackops import accounts, shortcuts
 sys.path.insert(0, sys.argv[1])
 from test_shortcuts import ask
 
@@ -148,7 +148,7 @@ def made():
     return app
 
 light, around = made(), []
-shortcuts.take(light, {})
+shortcuts.take(light, {}, accounts.SELDOM)
 dispatch = light.user_middleware[0].kwargs["dispatch"]
 
 async def noted(request, call_next):

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from starlette.requests import Request
+from starlette.types import Scope
+
 from stackops import schema, settings
 from stackops.errors import StackError, one_line
 from stackops.settings import ADMIN, MINIMUM
@@ -120,6 +123,25 @@ def close_traces() -> None:
 
     for function in (start_trace, deprecated_start_trace_v2, deprecated_end_trace_v2, set_trace_tag):
         setattr(Store, function.__name__, function)
+
+
+def is_fastapi_to_permit(scope: Scope) -> bool:
+    """Whether MLflow judges this request before Flask does, which judges its own.
+
+    It is what MLflow's function asks first, by MLflow's own means, before it passes a request on.
+    """
+    from mlflow.server import auth
+
+    path = auth.get_routed_asgi_path(Request(scope))
+    if auth.is_unprotected_route(path):
+        return False
+    return auth.MLFLOW_BASIC_AUTH_FAIL_CLOSED.get() or bool(
+        auth._find_fastapi_validator(path, scope["method"])
+    )
+
+
+SELDOM = {"fastapi_permission_middleware": is_fastapi_to_permit}
+"""MLflow's function that asks for permissions around every request, and which ones need it (shortcuts.py)."""
 
 
 def tables(env: Mapping[str, str]) -> schema.State:

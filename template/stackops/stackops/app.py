@@ -48,21 +48,21 @@ async def download_artifact(artifact_path: str) -> Response:
 
 def create_app() -> FastAPI:
     """Return the application, with logins and permissions where the stack has them."""
-    known = None
+    known, seldom = None, {}
     sessions.prepare()
     if accounts := settings.accounts(os.environ):
         from mlflow.server import auth
 
         accounts.close_store(os.environ)
         accounts.close_traces()
-        app, known = auth.create_app(), auth._authenticate_fastapi_request
+        app, known, seldom = auth.create_app(), auth._authenticate_fastapi_request, accounts.SELDOM
         if function := os.environ.get("STACK_AUTHORIZATION"):
             known = importlib.import_module(function.split(":")[0]).register(app)
     else:
         from mlflow.server.fastapi_app import app
 
         shortcuts.without_accounts()
-    shortcuts.take(app, os.environ)
+    shortcuts.take(app, os.environ, seldom)
     if os.environ.get("MLFLOW_READ_REPLICA_BACKEND_STORE_URI"):
         app.add_middleware(importlib.import_module("stackops.backends.replica").Middleware)
     if os.environ.get("STORE_URL"):

@@ -10,7 +10,6 @@ from fastapi import FastAPI
 from mlflow.utils.workspace_utils import WORKSPACE_HEADER_NAME
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
-from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 Wanted = Callable[[Scope], bool]
@@ -28,25 +27,9 @@ def is_for_gateway(scope: Scope) -> bool:
     return "/gateway/" in scope["path"]
 
 
-def is_fastapi_to_permit(scope: Scope) -> bool:
-    """Whether MLflow judges this request before Flask does, which judges its own.
-
-    It is what MLflow's function asks first, by MLflow's own means, before it passes a request on.
-    """
-    from mlflow.server import auth
-
-    path = auth.get_routed_asgi_path(Request(scope))
-    if auth.is_unprotected_route(path):
-        return False
-    return auth.MLFLOW_BASIC_AUTH_FAIL_CLOSED.get() or bool(
-        auth._find_fastapi_validator(path, scope["method"])
-    )
-
-
 SELDOM: Mapping[str, Wanted] = {
     "workspace_context_middleware": names_workspace,
     "gateway_timing_middleware": is_for_gateway,
-    "fastapi_permission_middleware": is_fastapi_to_permit,
 }
 """MLflow's own functions around every request, and which requests need them where workspaces are off."""
 
@@ -69,16 +52,19 @@ class Seldom:
         await chosen(scope, receive, send)
 
 
-def take(app: FastAPI, env: Mapping[str, str]) -> None:
-    """Let requests pass by what they do not need. Functions that are not known here stay around all."""
+def take(app: FastAPI, env: Mapping[str, str], more: Mapping[str, Wanted] = {}) -> None:
+    """Let requests pass by what they do not need: what is in SELDOM and in `more`.
+
+    Functions that are not known stay around all.
+    """
     if env.get("MLFLOW_ENABLE_WORKSPACES", "false").lower() not in ("true", "1"):
-        app.user_middleware[:] = [lighter(one) for one in app.user_middleware]
+        app.user_middleware[:] = [lighter(one, {**SELDOM, **more}) for one in app.user_middleware]
 
 
-def lighter(one: Middleware) -> Middleware:
+def lighter(one: Middleware, seldom: Mapping[str, Wanted]) -> Middleware:
     """Return this middleware, or what stands in for it."""
     dispatch = one.kwargs.get("dispatch") if one.cls is BaseHTTPMiddleware else None
-    wanted = SELDOM.get(getattr(dispatch, "__name__", ""))
+    wanted = seldom.get(getattr(dispatch, "__name__", ""))
     return Middleware(Seldom, dispatch=dispatch, wanted=wanted) if wanted else one
 
 
