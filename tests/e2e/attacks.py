@@ -28,7 +28,7 @@ STORAGE = (
     {"backend": "postgres", "artifact_store": "minio", "artifact_access": "proxied", "url_prefix": ""},
 )
 # Every login and every proxy once; `make test-all` attacks the other pairs too.
-ALWAYS = {("basic", "nginx"), ("mlflow", "caddy"), ("none", "none")}
+ALWAYS = {("basic", "nginx"), ("mlflow", "caddy"), ("oidc", "nginx"), ("none", "none")}
 # MLflow's AI gateway answers only where it is asked for; its routes are worth an attack.
 # One process, so that a login which it has seen is known to all of it after wrong passwords.
 SETTINGS = {"MLFLOW_ENABLE_AI_GATEWAY": "true", "MLFLOW_WORKERS": "1"}
