@@ -191,10 +191,9 @@ def test_users_change_for_all_servers(two: Stack) -> None:
     assert answers("second password of ann") == {"401"}
 
 
+@pytest.mark.parametrize("two", [name for name, answers in KINDS.items() if "monitoring" in answers], indirect=True)
 def test_figures_of_all_servers(two: Stack) -> None:
     """The service metrics counts the workers of both, and how many are ready."""
-    if not two.has("metrics"):
-        pytest.skip("this one is not watched")
     until = time.monotonic() + 60
     while True:
         program = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9464/metrics').read().decode())"
