@@ -196,7 +196,7 @@ def test_failed_upgrade(team: Owner) -> None:
     extra.write_text("# Yet another version.\n")
     cut = start(one, "upgrade")
     step = one.folder / "backups" / "upgrade" / "step"
-    until(lambda: step.exists() and step.read_text() in ("stopped\n", "saved\n") or cut.poll() is not None, "it began")
+    until(lambda: step.exists() and step.read_text() == "rolling\n" or cut.poll() is not None, "it began")
     assert cut.poll() is None, cut.communicate()[0]
     os.killpg(cut.pid, signal.SIGKILL)
     with contextlib.suppress(subprocess.TimeoutExpired):
