@@ -34,8 +34,10 @@ def test_the_advice_is_taken(tmp_path: Path) -> None:
         assert re.search(r"^rows .*\b1 runs, 1 metric points", said, re.MULTILINE), said
         size = re.search(r"^artifacts +([\d.]+) KiB, about", said, re.MULTILINE)
         assert size and 97 < float(size[1]) < 110, said
-        # 100 KB a day fill 64 MiB in 670 days; the database is where there is more room.
-        assert re.search(r"^disk +of the database: \d+\.\d GiB free, lasts for", said, re.MULTILINE), said
+        # 100 KB a day fill 64 MiB in 670 days; the database is on this machine's disk, of which the test knows nothing.
+        assert re.search(
+            r"^disk +of the database: \d+\.\d GiB free, (lasts for|full in about [\d,]+ days)", said, re.MULTILINE
+        ), said
         days = re.search(r"^disk +of the artifacts: 63\.\d MiB free, full in about (\d+) days", said, re.MULTILINE)
         assert days and 600 < int(days[1]) < 700, said
         assert "1 workers with 2 pools of 10 + 5 connections: at most 30 of 100" in said
