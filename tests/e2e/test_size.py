@@ -34,10 +34,17 @@ def test_the_advice_is_taken(tmp_path: Path) -> None:
         assert re.search(r"^rows .*\b1 runs, 1 metric points", said, re.MULTILINE), said
         size = re.search(r"^artifacts +([\d.]+) KiB, about", said, re.MULTILINE)
         assert size and 97 < float(size[1]) < 110, said
-        # 100 KB a day fill 64 MiB in 670 days; the database is on this machine's disk, of which the test knows nothing.
-        assert re.search(
-            r"^disk +of the database: \d+\.\d GiB free, (lasts for|full in about [\d,]+ days)", said, re.MULTILINE
-        ), said
+        # The database is on this machine's disk: how long it lasts is what is free, by what comes each day.
+        grows = re.search(r"^database .*, about ([\d.]+) MiB more a day", said, re.MULTILINE)
+        lasts = re.search(r"^disk +of the database: (\d+\.\d) GiB free, (.*) at this pace", said, re.MULTILINE)
+        assert grows and lasts, said
+        full = float(lasts[1]) * 1024 / float(grows[1])
+        if lasts[2] == "lasts for more than ten years":
+            assert full > 3650 * 0.98, said
+        else:
+            told = int(lasts[2].removeprefix("full in about ").removesuffix(" days").replace(",", ""))
+            assert told == pytest.approx(full, rel=0.02) and told <= 3650, said
+        # 100 KB a day fill 64 MiB in 670 days.
         days = re.search(r"^disk +of the artifacts: 63\.\d MiB free, full in about (\d+) days", said, re.MULTILINE)
         assert days and 600 < int(days[1]) < 700, said
         assert "1 workers with 2 pools of 10 + 5 connections: at most 30 of 100" in said

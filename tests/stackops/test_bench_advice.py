@@ -103,9 +103,8 @@ def test_a_part_ends_with_its_limit_or_its_time(tmp_path):
     assert sorted(calls) == list(range(10)) and one.calls == 10 and one.unit == "/s"
     start = time.monotonic()
     one = measuring(tmp_path, None, 5).part("create run", lambda number: time.sleep(0.05), 2, 10**6, 1 << 20)
-    # Bounds that hold however busy the machine is: two at a time, each for 50 ms or more, for 0.5 s or more.
-    assert 0.5 < time.monotonic() - start < 30 and one.unit == "MiB/s" and 2 <= one.calls <= 42
-    assert 0.05 <= one.p50 < 5
+    assert 0.5 < time.monotonic() - start < 2 and one.unit == "MiB/s" and 5 < one.calls < 25
+    assert one.p50 == pytest.approx(0.05, abs=0.03)
 
 
 def test_an_error_ends_it_and_names_the_part(tmp_path):
