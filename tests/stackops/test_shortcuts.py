@@ -41,6 +41,7 @@ def ask(app: FastAPI, path: str, **headers: str) -> tuple[int, dict[bytes, bytes
 
     scope = {
         "type": "http", "method": "GET", "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "",
+        "http_version": "1.1", "scheme": "http", "server": ("localhost", 80), "client": ("127.0.0.1", 1),
         "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()],
     }  # fmt: skip
     asyncio.run(app(scope, receive, send))

@@ -1,6 +1,8 @@
 """The web application that `stackops serve` runs: MLflow's own, one route in front of its routes, a screen in
 front of all (screen.py), and words for failures of the artifact store (failures.py).
 
+The user interface's files leave as the image has compressed them (Dockerfile), where the browser takes that.
+
 MLflow would fetch a whole artifact from the store into TMPDIR before it sends the first byte. Here a
 download passes through piece by piece, with its length announced, so that a client notices a broken one.
 
@@ -18,12 +20,17 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from mlflow.exceptions import MlflowException
 from mlflow.server import app as flask_app
 from mlflow.server import artifact_router as theirs
+from mlflow.server.handlers import _add_static_prefix
 from mlflow.utils.mime_type_utils import _guess_mime_type
 from mlflow.utils.uri import validate_path_is_safe
+from whitenoise import WhiteNoise
 
 from stackops import failures, screen, sessions, settings, shortcuts
 
 router = APIRouter()
+
+FOUR_WEEKS = 28 * 24 * 60 * 60
+"""Seconds for which a browser keeps a file of the user interface, as MLflow tells it."""
 
 
 @router.get("/api/2.0/mlflow-artifacts/artifacts/{artifact_path:path}")
@@ -77,6 +84,13 @@ def create_app() -> FastAPI:
     build = app.build_middleware_stack
     app.build_middleware_stack = lambda: failures.Answered(build())
     flask_app.register_error_handler(500, failures.blame)
+    flask_app.wsgi_app = WhiteNoise(
+        flask_app.wsgi_app,
+        root=flask_app.static_folder,
+        prefix=_add_static_prefix("/static-files/"),
+        max_age=FOUR_WEEKS,
+        allow_all_origins=False,
+    )
     if os.environ.get("MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE") != "true":
         app.add_middleware(screen.Screen, known=known)
     # Files on the server's own disk MLflow sends without a copy.
