@@ -23,7 +23,7 @@ test: $(VENV)/tests.stamp ## run the tests; those that need a Docker engine skip
 	@scripts/test.sh $(ARGS)
 
 test-all: ARGS += --everything
-test-all: test ## run every test, also the long ones of what has not changed since the last release
+test-all: test ## run every test, also the long ones that have not passed on these files: hours, and it goes on where it was stopped
 
 update-matrix: $(VENV)/tests.stamp ## update the named stacks from every release to what is here, and write docs/updates.md
 	@$(VENV)/bin/pytest -q --everything --golden-update tests/test_update_matrix.py
@@ -45,7 +45,7 @@ lock: $(VENV)/copier.stamp ## raise every locked Python package: of the rendered
 	cd tests/checkov && $(COMPILE) checkov.in -o checkov.txt
 
 release: $(VENV)/tests.stamp ## make a release: VERSION=1.2.0; run 'make test-all' before
-	@$(VENV)/bin/python scripts/release.py '$(VERSION)'
+	@$(VENV)/bin/python scripts/release.py '$(VERSION)' "$$ALTHOUGH"
 
 clean: demo-stop ## remove what the targets above have made
 	rm -rf build $(VENV)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from combinations import Answers, valid
-from extended import leave_out
+from extended import leave_out, pytest_runtest_logreport  # noqa: F401 # a hook
 from needs import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401 # hooks
 from pytest_copie.plugin import Result
 from rendering import Tree, copy_template, read_tree, render, render_all
@@ -30,14 +30,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add `--golden-update` and `--everything`."""
     parser.addoption("--golden-update", action="store_true", help="write tests/golden anew instead of comparing")
     parser.addoption(
-        "--everything", action="store_true", help="also run what no change since the last release concerns"
+        "--everything",
+        action="store_true",
+        help="also run what no change since the last release concerns, and has not passed on these files",
     )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the long tests of what has not changed; see extended.py."""
+    """Leave out the long tests of what has not changed, or has passed since; see extended.py."""
+    why = "they have passed on these files" if config.getoption("--everything") else "make test-all runs them"
     for name in leave_out(config, items):
-        say(config, f"left out of this run: tests in {name} (make test-all runs them)")
+        say(config, f"left out of this run: tests in {name} ({why})")
 
 
 class Together(LoadScopeScheduling):

@@ -1,11 +1,16 @@
 """Tests that take long and watch over few files: they run when one of those has changed since the last release.
 
 Which files those are stands in the table here, or with one of many values of a test, in its mark `watches`.
-`make test-all` (pytest --everything) runs them whatever has changed, as before each release, and with them what is
-marked `full`: the same test with other values. They are left out, not skipped: the summary of a run says which.
+`make test-all` (pytest --everything) runs them whatever has changed, and with them what is marked `full`: the same test
+with other values. It takes hours, so what has passed is kept in build/passed.json, with a digest of the files that the
+test watches over: the next `make test-all` goes on from there, and `make release` asks for all of them.
+They are left out, not skipped: the summary of a run says which.
 """
 
 import fnmatch
+import functools
+import hashlib
+import json
 import os
 import re
 import subprocess
@@ -48,7 +53,7 @@ WATCHED: dict[str, tuple[str, ...]] = {
         "template/stackops/stackops/diagnosis/*",
         *(
             f"template/scripts/{name}"
-            for name in ("backup*", "restore*", "upgrade.sh*", "gc.sh", "init*", "lost*", "up.sh*")
+            for name in ("backup*", "restore*", "upgrade.sh*", "rolling*", "gc.sh", "init*", "lost*", "up.sh*")
         ),
     ),
     "tests/e2e/test_artifacts_move.py": (
@@ -244,6 +249,10 @@ WATCHED: dict[str, tuple[str, ...]] = {
 BUILT = {"tests/e2e/test_apiserver.py": ("build/kube-apiserver-*", "KUBE_APISERVER")}
 # A change of these may break any of them.
 ALWAYS = ("template/mlflow/requirements/*", "extensions/data/versions.yml", "template/mlflow/Dockerfile.jinja")
+# What a test watches over that is marked `full` and has no files of its own.
+ANYTHING = ("template/*", "extensions/*", "copier.yml")
+PASSED = ROOT / "build" / "passed.json"
+SEEN = "files"  # the property of a test under which its report has the digest
 
 
 def releases() -> dict[str, str]:
@@ -261,18 +270,23 @@ def changed() -> set[str] | None:
     return set(names.splitlines())
 
 
+def watched(test: str, *marked: str) -> tuple[str, ...]:
+    """Return the patterns of the files that a test watches over, with its mark's; none of a test that always runs."""
+    own = [pattern for part, patterns in WATCHED.items() if test.startswith(part) for pattern in patterns]
+    return (*ALWAYS, *own, *marked) if own or marked else ()
+
+
+def concerning(test: str, names: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    """Return which of these files are the test's own, or match one of the patterns."""
+    own = tuple(part.split("::")[0] for part in WATCHED if test.startswith(part)) or (test.split("::")[0],)
+    match = re.compile("|".join(fnmatch.translate(pattern) for pattern in patterns)).match
+    return [name for name in names if name.startswith(own) or match(name)]
+
+
 def wanted(test: str, files: Iterable[str] | None, *marked: str) -> bool:
     """Return whether a test, with its mark's patterns, runs when these files have changed (None: nobody knows)."""
-    patterns = [own for part, own in WATCHED.items() if test.startswith(part)] + [marked] * bool(marked)
-    if not patterns or files is None:
-        return True
-    watched = (*ALWAYS, *(pattern for own in patterns for pattern in own))
-    mine = [part for part in WATCHED if test.startswith(part)]
-    return any(
-        fnmatch.fnmatchcase(name, pattern) or any(name.startswith(part.split("::")[0]) for part in mine)
-        for name in files
-        for pattern in watched
-    )
+    patterns = watched(test, *marked)
+    return not patterns or files is None or bool(concerning(test, files, patterns))
 
 
 def is_built(test: str) -> bool:
@@ -284,16 +298,59 @@ def is_built(test: str) -> bool:
     )
 
 
+def passed() -> dict[str, str]:
+    """Return the long tests that have passed here, each with the digest of what it watched over."""
+    return json.loads(PASSED.read_text()) if PASSED.exists() else {}
+
+
+def note(test: str, digest: str | None) -> None:
+    """Keep that a test has passed on files with this digest, or that it has not (None)."""
+    if (known := passed()).get(test) == digest:
+        return
+    kept = {name: seen for name, seen in {**known, test: digest}.items() if seen}
+    PASSED.parent.mkdir(exist_ok=True)
+    draft = PASSED.with_suffix(f".{os.getpid()}")
+    draft.write_text(json.dumps(kept, indent=0, sort_keys=True) + "\n")
+    draft.replace(PASSED)
+
+
+def contents() -> dict[str, str]:
+    """Return the digest of each file that git has or would add."""
+    names = _git("ls-files", "--cached", "--others", "--exclude-standard").splitlines()
+    return {name: hashlib.sha256((ROOT / name).read_bytes()).hexdigest() for name in names if (ROOT / name).is_file()}
+
+
 def leave_out(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
-    """Take from `items` what need not run; return which files lost tests."""
-    out = [item for item in items if not is_built(item.nodeid)]
-    if not config.getoption("--everything"):
-        files = changed()
-        out += [i for i in items if i.get_closest_marker("full") or not wanted(i.nodeid, files, *_marked(i))]
-    if out:
+    """Take from `items` what need not run, and mark those that are long. Return which files lost tests."""
+    everything, done = config.getoption("--everything"), passed()
+    files, since = contents(), changed()
+
+    @functools.cache
+    def digest(test: str, patterns: tuple[str, ...]) -> str:
+        found = sorted(f"{name} {files[name]}" for name in concerning(test, files, patterns))
+        return hashlib.sha256("\n".join(found).encode()).hexdigest()[:16]
+
+    def is_out(item: pytest.Item) -> bool:
+        full, marked = item.get_closest_marker("full") is not None, _marked(item)
+        if patterns := watched(item.nodeid, *marked) or ANYTHING * full:
+            seen = digest(item.nodeid.split("[")[0], patterns)
+            item.add_marker(pytest.mark.long)
+            item.user_properties.append((SEEN, seen))
+            if done.get(item.nodeid) == seen if everything else full or not wanted(item.nodeid, since, *marked):
+                return True
+        return not (is_built(item.nodeid) or config.option.collectonly)
+
+    if out := [item for item in items if is_out(item)]:
         items[:] = [item for item in items if item not in out]
         config.hook.pytest_deselected(items=out)
     return sorted({item.nodeid.split("::")[0] for item in out})
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Keep that a long test has passed, or no longer that it had. pytest-xdist's processes leave it to the first."""
+    seen = dict(report.user_properties).get(SEEN)
+    if seen and (report.when == "call" or report.failed) and "PYTEST_XDIST_WORKER" not in os.environ:
+        note(report.nodeid, seen if report.passed else None)
 
 
 def _marked(item: pytest.Item) -> tuple[str, ...]:

@@ -1,5 +1,12 @@
 """What is left out of a run, and what is not."""
 
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from combinations import ROOT
 from extended import ALWAYS, WATCHED, is_built, wanted
@@ -47,3 +54,73 @@ def test_what_has_not_been_built_is_left_out(monkeypatch: pytest.MonkeyPatch) ->
     assert not is_built("tests/e2e/test_a.py::test_x") and is_built("tests/e2e/test_b.py::test_x")
     monkeypatch.setenv("A_PROGRAM", "/bin/a")
     assert is_built("tests/e2e/test_a.py::test_x")
+
+
+CONFTEST = """
+import pathlib, sys
+sys.path.insert(0, {tests!r})
+import extended
+extended.ROOT = pathlib.Path(__file__).parent
+extended.PASSED = extended.ROOT / "build" / "passed.json"
+from extended import pytest_runtest_logreport
+
+def pytest_addoption(parser):
+    parser.addoption("--everything", action="store_true")
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "watches: x")
+    config.addinivalue_line("markers", "full: x")
+    config.addinivalue_line("markers", "long: x")
+
+def pytest_collection_modifyitems(config, items):
+    extended.leave_out(config, items)
+"""
+LONG = """
+import os, pytest
+
+@pytest.fixture
+def late():
+    yield
+    assert "LATE" not in os.environ
+
+@pytest.mark.watches("a/*")
+def test_a(late): pass
+
+@pytest.mark.watches("b/*")
+def test_b(): assert "WELL" in os.environ
+
+@pytest.mark.full
+def test_c(): pass
+
+def test_short(): pass
+"""
+
+
+def test_everything_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    """What has passed runs again when its files have changed, and what failed, at its end too, until it passes."""
+    for name, text in {"conftest.py": CONFTEST.format(tests=str(ROOT / "tests")), "test_x.py": LONG}.items():
+        (tmp_path / name).write_text(text)
+    for name in ("a/file", "b/file", "template/file"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("1")
+    (tmp_path / ".gitignore").write_text("build\n__pycache__\n")
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+
+    def run(*words: str, **more: str) -> set[str]:
+        """Run everything that has not passed; return the names of the tests that ran."""
+        env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")} | more
+        command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--everything", *words]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode in (0, 1), done.stdout + done.stderr
+        return set(re.findall(r"test_x\.py::(\w+)", done.stdout))
+
+    assert run("-n", "2") == {"test_a", "test_b", "test_c", "test_short"}
+    assert run() == {"test_b", "test_short"}
+    assert run(WELL="1") == {"test_b", "test_short"}
+    assert run() == {"test_short"}
+    (tmp_path / "a/file").write_text("2")
+    assert run(LATE="1") == {"test_a", "test_short"}
+    assert run() == {"test_a", "test_short"}
+    (tmp_path / "template/file").write_text("2")
+    assert run() == {"test_c", "test_short"}
+    assert set(json.loads((tmp_path / "build/passed.json").read_text())) == {f"test_x.py::test_{x}" for x in "abc"}

@@ -71,6 +71,21 @@ def test_refused_as_a_maintainer_sees_it(tmp_path: Path) -> None:
     )
 
 
+def test_long_tests_that_have_not_passed() -> None:
+    """They are asked for; a reason is kept in the commit."""
+    missing = ["tests/e2e/test_b.py::test_x[1]", "tests/e2e/test_b.py::test_y", "tests/test_a.py::test_z"]
+    assert release.message("0.3.0", [], "") == release.message("0.3.0", [], "x") == "Release v0.3.0"
+    with pytest.raises(release.Refused, match=r"^3 long tests .*test_b\.py::test_x\[1\] .* 'make test-all'"):
+        release.message("0.3.0", missing, " ")
+    title, _, *rest = release.message("0.3.0", missing, "no time").splitlines()
+    assert title == "Release v0.3.0"
+    assert rest == [
+        "3 long tests have not passed on these files, in",
+        "tests/e2e/test_b.py tests/test_a.py:",
+        "no time",
+    ]
+
+
 @pytest.fixture
 def ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A clone in which everything is ready for 99.0.0, with one quick guard."""
@@ -86,6 +101,7 @@ def ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (here / "tests/test_guard.py").write_text("def test_guard():\n    pass\n")
     monkeypatch.setattr(release, "ROOT", here)
     monkeypatch.setattr(release, "GUARDS", ("test_guard.py", "test_ledger.py"))
+    monkeypatch.setattr(release, "unproved", list)
     release.git("add", "--all")
     release.git("commit", "--quiet", "--message", "Ready")
     return here
