@@ -1,8 +1,9 @@
 """What the benchmarks share: rounds in which everything has its turn, medians, the machine, and the record.
 
 A contender is a function without arguments that does its work once, and gives back numbers by name; "seconds" is
-one of them. Each round runs all contenders, and every round begins with another one, so that a machine which is
-slow for a while is slow for all.
+one of them. Or it is several, its steps: then all contenders do each step before any does the next. Each round runs
+all contenders, and every round and step begins with another one, so that a machine which is slow for a while is slow
+for all.
 """
 
 import datetime
@@ -12,25 +13,28 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
 Numbers = dict[str, float]
-Contenders = Mapping[str, Callable[[], Numbers]]
+Work = Callable[[], Numbers]
+Contenders = Mapping[str, Work | Sequence[Work]]
 
 
 def one_round(contenders: Contenders, number: int) -> dict[str, Numbers]:
     """Run every contender once, and return what each gives back."""
-    names = list(contenders)
-    first = number % len(names)
-    found = {}
-    for name in names[first:] + names[:first]:
-        found[name] = contenders[name]()
-        shown = ", ".join(f"{key} {value:,.2f}" for key, value in found[name].items())
-        print(f"round {number + 1}: {name}: {shown}", file=sys.stderr, flush=True)
+    steps = {name: [work] if callable(work) else work for name, work in contenders.items()}
+    names, found = list(steps), {name: {} for name in steps}
+    for position in range(max(map(len, steps.values()))):
+        first = (number + position) % len(names)
+        for name in names[first:] + names[:first]:
+            numbers = steps[name][position]()
+            found[name] |= numbers
+            shown = ", ".join(f"{key} {value:,.2f}" for key, value in numbers.items())
+            print(f"round {number + 1}: {name}: {shown}", file=sys.stderr, flush=True)
     return found
 
 
@@ -45,6 +49,11 @@ def rounds(contenders: Contenders, count: int) -> Iterator[list[dict[str, Number
 def median(results: list[dict[str, Numbers]], name: str, key: str = "seconds") -> float:
     """Return the median of one contender's number."""
     return statistics.median(result[name][key] for result in results)
+
+
+def share(results: list[dict[str, Numbers]], name: str, other: str, key: str) -> float:
+    """Return the median of what one contender's number is of another's in each round."""
+    return statistics.median(result[name][key] / result[other][key] for result in results)
 
 
 def machine() -> dict[str, str]:
