@@ -166,7 +166,7 @@ class Load:
         top = {"experiment_id": self.experiment, "run_name": "shown", "start_time": 4_000_000_000_000}
         server.api("POST", "runs/create", top)
         self.new = server.api("POST", "runs/create", {"experiment_id": self.experiment})["run"]["info"]["run_id"]
-        self.steps = itertools.count()
+        self.steps, self.turn = itertools.count(), itertools.count()
 
     def write(self, api: Callable) -> None:
         """Log one metric."""
@@ -201,21 +201,21 @@ class Load:
         api("GET", f"runs/get?run_id={random.choice(self.runs)}")
 
     def mixed(self, api: Callable) -> None:
-        """Some of all: mostly writes and single runs."""
+        """Some of all: mostly writes and single runs, and in every 800 calls the same ones."""
         kinds = (self.write, self.batch, self.run, self.search, self.experiments, self.models)
-        random.choices(kinds, (40, 15, 30, 5, 5, 5))[0](api)
+        random.Random(next(self.turn) % 800).choices(kinds, (40, 15, 30, 5, 5, 5))[0](api)
 
 
 KINDS = {
     # name -> (method of Load, clients at once, requests)
-    "write": (Load.write, 8, 400),
-    "create a run, 30 metrics": (Load.batch, 8, 160),
+    "write": (Load.write, 8, 800),
+    "create a run, 30 metrics": (Load.batch, 8, 320),
     "search by metric": (Load.search, 4, 60),
     "history of 10,000 points": (Load.history, 2, 24),
     "experiments": (Load.experiments, 4, 160),
     "models": (Load.models, 4, 80),
-    "one run": (Load.run, 8, 400),
-    "mixed": (Load.mixed, 16, 400),
+    "one run": (Load.run, 8, 800),
+    "mixed": (Load.mixed, 16, 800),
 }
 FILES = {"4 x 64 MiB": (4, 64 << 20), "200 x 4 KiB": (200, 4 << 10)}
 
