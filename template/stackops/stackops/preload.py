@@ -22,7 +22,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NoReturn
 
-from stackops import settings
+from stackops import balance, settings
 
 EARLY = {
     "MLFLOW_STATIC_PREFIX": "_MLFLOW_STATIC_PREFIX",
@@ -148,6 +148,7 @@ def serve(command: list[str], extra_env: Mapping[str, str], **_: object) -> NoRe
     uvicorn.server.Server.shutdown = politely(uvicorn.server.Server.shutdown)
     parents = uvicorn.supervisors.multiprocess.Multiprocess
     parents.terminate_all = first_the_door(parents.terminate_all)
+    balance.among(uvicorn.supervisors.multiprocess.Process, int(os.environ["MLFLOW_WORKERS"]))
     # A signal that comes before uvicorn in the new worker listens must not be lost.
     os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     # What is there now stays: the collector need not look at it, and does not write into shared memory.
