@@ -45,6 +45,7 @@ names = [next(name for name in names if name.endswith(kind)) for kind in (".css"
 for name in names[:-1]:
     Compressor(quiet=True).compress(pages + name.removeprefix("/static-files"))
 made, seen = app.create_app(), []
+assert type(made.router.routes[0].app).__name__ == "Bridge", "MLflow's own way to Flask"
 mlflows_own = Client(flask_app.wsgi_app.application)
 theirs = {name: mlflows_own.get(name, headers={"Host": "localhost"}) for name in names}
 unpack = {b"": bytes, b"gzip": gzip.decompress, b"br": brotli.decompress}

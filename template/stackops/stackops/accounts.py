@@ -1,10 +1,12 @@
 """MLflow's own users and permissions (its basic-auth app)."""
 
+import functools
 import logging
 import secrets as tokens
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
@@ -123,6 +125,33 @@ def close_traces() -> None:
 
     for function in (start_trace, deprecated_start_trace_v2, deprecated_end_trace_v2, set_trace_tag):
         setattr(Store, function.__name__, function)
+
+
+RUNS = 10_000
+"""Of so many runs a worker remembers the experiment: 5 MB."""
+
+
+def remember_experiments(env: Mapping[str, str]) -> None:
+    """Have the experiment of a run, which never changes, be looked up once.
+
+    For whoever is no admin, MLflow reads the whole run to learn it, before each answer about that run. With
+    workspaces it must: a run exists in its own one only.
+    """
+    if settings.has_workspaces(env):
+        return
+    from mlflow.server import auth
+
+    theirs = auth._fetch_or_none
+
+    @functools.lru_cache(RUNS)
+    def experiment_of(run_id: str) -> SimpleNamespace:
+        run = auth._get_tracking_store().get_run(run_id)
+        return SimpleNamespace(info=SimpleNamespace(experiment_id=run.info.experiment_id))
+
+    def fetch_or_none(fetch: Callable, name: str):
+        return theirs(experiment_of if fetch.__name__ == "get_run" else fetch, name)
+
+    auth._fetch_or_none = fetch_or_none
 
 
 def is_fastapi_to_permit(scope: Scope) -> bool:

@@ -1,5 +1,6 @@
-"""The web application that `stackops serve` runs: MLflow's own, one route in front of its routes, a screen in
-front of all (screen.py), and words for failures of the artifact store (failures.py).
+"""The web application that `stackops serve` runs: MLflow's own, with a shorter way to its Flask part
+(bridge.py) and one route in front of its routes, a screen in front of all (screen.py), and words for failures
+of the artifact store (failures.py).
 
 The user interface's files leave as the image has compressed them (Dockerfile), where the browser takes that.
 
@@ -25,7 +26,7 @@ from mlflow.utils.mime_type_utils import _guess_mime_type
 from mlflow.utils.uri import validate_path_is_safe
 from whitenoise import WhiteNoise
 
-from stackops import failures, screen, sessions, settings, shortcuts
+from stackops import answers, balance, bridge, failures, screen, sessions, settings, shortcuts
 
 router = APIRouter()
 
@@ -62,6 +63,7 @@ def create_app() -> FastAPI:
 
         accounts.close_store(os.environ)
         accounts.close_traces()
+        accounts.remember_experiments(os.environ)
         app, known, seldom = auth.create_app(), auth._authenticate_fastapi_request, accounts.SELDOM
         if function := os.environ.get("STACK_AUTHORIZATION"):
             known = importlib.import_module(function.split(":")[0]).register(app)
@@ -70,6 +72,7 @@ def create_app() -> FastAPI:
 
         shortcuts.without_accounts()
     shortcuts.take(app, os.environ, seldom)
+    answers.take()
     if os.environ.get("MLFLOW_READ_REPLICA_BACKEND_STORE_URI"):
         app.add_middleware(importlib.import_module("stackops.backends.replica").Middleware)
     if os.environ.get("STORE_URL"):
@@ -82,7 +85,7 @@ def create_app() -> FastAPI:
     failures.let_wait()
     app.add_exception_handler(Exception, failures.answer)
     build = app.build_middleware_stack
-    app.build_middleware_stack = lambda: failures.Answered(build())
+    app.build_middleware_stack = lambda: balance.between(failures.Answered(build()))
     flask_app.register_error_handler(500, failures.blame)
     flask_app.wsgi_app = WhiteNoise(
         flask_app.wsgi_app,
@@ -96,6 +99,7 @@ def create_app() -> FastAPI:
     # Files on the server's own disk MLflow sends without a copy.
     if hasattr(settings.store(os.environ), "read"):
         app.router.routes[:0] = router.routes
+    bridge.lay(app, flask_app)
     if logins := settings.logins(os.environ):
         logins.guard(app)
     if os.environ.get("STACK_FIGURES") == "on":

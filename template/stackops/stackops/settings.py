@@ -157,6 +157,11 @@ def servers_at_once(env: Mapping[str, str]) -> int:
     return servers(env) + (1 if env.get("MLFLOW_REPLICAS") else 0)
 
 
+def has_workspaces(env: Mapping[str, str]) -> bool:
+    """Return whether MLflow keeps workspaces apart."""
+    return env.get("MLFLOW_ENABLE_WORKSPACES", "false").lower() in ("true", "1")
+
+
 def engines(env: Mapping[str, str]) -> int:
     """Return how many pools each worker has: tracking, model registry, and the users' own."""
     return 3 if accounts(env) else 2

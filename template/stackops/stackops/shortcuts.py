@@ -12,6 +12,8 @@ from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from stackops import settings
+
 Wanted = Callable[[Scope], bool]
 
 HEADER = WORKSPACE_HEADER_NAME.lower().encode()
@@ -57,7 +59,7 @@ def take(app: FastAPI, env: Mapping[str, str], more: Mapping[str, Wanted] = {}) 
 
     Functions that are not known stay around all.
     """
-    if env.get("MLFLOW_ENABLE_WORKSPACES", "false").lower() not in ("true", "1"):
+    if not settings.has_workspaces(env):
         app.user_middleware[:] = [lighter(one, {**SELDOM, **more}) for one in app.user_middleware]
 
 
