@@ -2,8 +2,8 @@
 
 Starlette's bridge, which MLflow uses, hands over every part of an answer by itself: its head, each piece and
 the end, through two queues and a task. That was a fifth of the processor time of a read. Nearly all answers
-are one piece of known length. What comes in many is sent piece by piece, and the next is made when the last has
-gone: Starlette keeps in memory what a slow client has yet to take.
+are one piece of known length. What comes in many is sent piece by piece, and the next is made when the last
+has gone: Starlette keeps in memory what a slow client has yet to take.
 """
 
 from collections.abc import Callable, Iterable
