@@ -215,15 +215,15 @@ WATCHED: dict[str, tuple[str, ...]] = {
     "tests/e2e/test_overload.py": (
         *(
             f"template/stackops/stackops/{name}.py"
-            for name in ("app", "failures", "preload", "serve", "sessions", "settings", "sizing")
+            for name in ("app", "balance", "bridge", "failures", "preload", "serve", "sessions", "settings", "sizing")
         ),
         "template/stackops/stackops/backends/*",
         "template/scripts/sizing.sh*",
         "template/nginx/*",
     ),
     "tests/e2e/test_replicas.py": (
-        *(f"template/stackops/stackops/{name}.py" for name in ("preload", "serve", "settings", "sizing", "ready")),
-        *(f"template/stackops/stackops/{name}.py" for name in ("accounts", "guard", "size", "upgrade")),
+        *(f"template/stackops/stackops/{name}.py" for name in ("balance", "preload", "serve", "settings", "sizing")),
+        *(f"template/stackops/stackops/{name}.py" for name in ("accounts", "guard", "ready", "size", "upgrade")),
         "template/stackops/stackops/watching/*",
         "template/stackops/stackops/backends/postgres.py",
         *(f"template/scripts/{name}.sh.jinja" for name in ("rolling", "restart", "upgrade", "up", "size")),
@@ -239,6 +239,7 @@ WATCHED: dict[str, tuple[str, ...]] = {
     "tests/e2e/test_nginx_fork.py": ("template/nginx/*", "extensions/compose/nginx.yaml.jinja"),
     "tests/e2e/test_big_files.py::test_2_gib": (
         "template/stackops/stackops/app.py",
+        "template/stackops/stackops/bridge.py",
         "template/stackops/stackops/stores/*",
         "template/nginx/*",
         "template/caddy/*",
