@@ -11,16 +11,13 @@ import json
 import math
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from google.protobuf.descriptor import FieldDescriptor as Field
-from google.protobuf.json_format import MessageToDict
 from mlflow.utils import proto_json_utils as theirs
 
-if TYPE_CHECKING:
-    from google.protobuf.descriptor import Descriptor
-    from google.protobuf.message import Message
-
+Field = theirs.FieldDescriptor
+Descriptor = Message = Any
+"""Protobuf's."""
 Convert = Callable[[Any], Any]
 
 KNOWN = {
@@ -35,9 +32,11 @@ KNOWN = {
     Field.CPPTYPE_UINT64,
 }
 EXCEPT = {Field.TYPE_BYTES, Field.TYPE_GROUP}
+PROTOBUFS = theirs.Timestamp.DESCRIPTOR.file.package
+"""Where protobuf's own kinds of messages are, which have rules of their own."""
 
 
-def text(message: "Message", *, pretty: bool = True, convert_int64_to_number: bool = True) -> str:
+def text(message: Message, *, pretty: bool = True, convert_int64_to_number: bool = True) -> str:
     """Return a message as JSON, in the place of `message_to_json` of mlflow.utils.proto_json_utils."""
     if not convert_int64_to_number:
         return theirs.message_to_json(message, pretty=False, convert_int64_to_number=False)
@@ -45,13 +44,13 @@ def text(message: "Message", *, pretty: bool = True, convert_int64_to_number: bo
 
 
 @functools.cache
-def converter(kind: "Descriptor") -> Convert:
+def converter(kind: Descriptor) -> Convert:
     """Return the function that makes a dictionary of this kind of message."""
     if not is_usual(kind):
         return mlflows
     fields: dict[Field, tuple[str, Convert | None]] = {}
 
-    def convert(message: "Message") -> dict[str, Any]:
+    def convert(message: Message) -> dict[str, Any]:
         found = {}
         for field, value in message.ListFields():
             if field not in fields:  # at first use, since a message may have others of its own kind
@@ -63,18 +62,18 @@ def converter(kind: "Descriptor") -> Convert:
     return convert
 
 
-def mlflows(message: "Message") -> Any:
+def mlflows(message: Message) -> Any:
     """Return what MLflow makes of a message."""
-    found = MessageToDict(message, preserving_proto_field_name=True)
+    found = theirs.MessageToDict(message, preserving_proto_field_name=True)
     return theirs._merge_json_dicts(theirs._mark_int64_fields(message), found)
 
 
-def is_usual(kind: "Descriptor") -> bool:
-    """Whether it is known here what MLflow makes of this kind's fields; protobuf's own have rules."""
+def is_usual(kind: Descriptor) -> bool:
+    """Whether it is known here what MLflow makes of this kind's fields."""
     maps = [field.message_type for field in kind.fields if is_map(field)]
     fields = [*kind.fields, *(one.fields_by_name["value"] for one in maps)]
     return (
-        kind.file.package != "google.protobuf"
+        kind.file.package != PROTOBUFS
         and not kind.is_extendable
         and all(field.cpp_type in KNOWN and field.type not in EXCEPT for field in fields)
         and all(one.fields_by_name["key"].type == Field.TYPE_STRING for one in maps)
