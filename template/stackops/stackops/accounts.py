@@ -128,7 +128,7 @@ def close_traces() -> None:
 
 
 RUNS = 10_000
-"""Of so many runs a worker remembers the experiment: 5 MB."""
+"""Of so many runs a worker remembers the experiment: 7 MB."""
 
 
 def remember_experiments(env: Mapping[str, str]) -> None:
