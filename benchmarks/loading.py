@@ -32,8 +32,11 @@ print(total, count)
 
 
 def docker(*words: str, **more) -> str:
-    """Run docker and return what it prints."""
-    return subprocess.run(["docker", *words], check=True, capture_output=True, text=True, **more).stdout.strip()
+    """Run docker and return what it prints; RuntimeError has what it complains about."""
+    done = subprocess.run(["docker", *words], capture_output=True, text=True, **more)
+    if done.returncode:
+        raise RuntimeError(f"docker {' '.join(words)}: {done.stderr.strip()}")
+    return done.stdout.strip()
 
 
 @dataclass
@@ -115,8 +118,19 @@ class Server:
             time.sleep(1)  # what was due meanwhile
         yield
         if self.started:
-            docker("pause", self.containers[0])
-            self.paused = True
+            self.pause()
+
+    def pause(self) -> None:
+        """Pause the server; one that is starting many processes just now can be "unable to freeze" for some seconds."""
+        for wait in (1, 5, 20, None):
+            try:
+                docker("pause", self.containers[0])
+                self.paused = True
+                return
+            except RuntimeError:
+                if wait is None:
+                    raise
+                time.sleep(wait)
 
     def memory(self) -> tuple[float, int]:
         """Return MiB of memory, shared pages counted once (PSS), and the number of processes."""

@@ -236,6 +236,7 @@ WATCHED: dict[str, tuple[str, ...]] = {
         "template/stackops/stackops/backends/postgres.py",
         "extensions/compose/mlflow*",
     ),
+    "tests/e2e/test_outside.py": ("tests/e2e/outside.py",),
     "tests/e2e/test_nginx_fork.py": ("template/nginx/*", "extensions/compose/nginx.yaml.jinja"),
     "tests/e2e/test_big_files.py::test_2_gib": (
         "template/stackops/stackops/app.py",

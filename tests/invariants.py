@@ -340,21 +340,22 @@ SECRETS = (
 
 def secret_literals(tree: Tree) -> list[str]:
     """No password, key or token is written down."""
-    return _per_line(
-        tree,
-        lambda name, line: next(
-            (f"looks like {what}: {line.strip()}" for what, pattern in SECRETS if pattern.search(line)), None
-        ),
-    )
+    return _per_line(tree, _secret)
+
+
+def _secret(_: str, line: str) -> str | None:
+    return next((f"looks like {what}: {line.strip()}" for what, pattern in SECRETS if pattern.search(line)), None)
 
 
 def _per_line(tree: Tree, fault: Callable[[str, str], str | None]) -> list[str]:
-    found = []
-    for name, text in tree.files.items():
-        if not LOCK_FILE.fullmatch(name):
-            lines = enumerate(text.splitlines(), 1)
-            found += [f"{name}:{number}: {what}" for number, line in lines if (what := fault(name, line))]
-    return found
+    files = [(name, text) for name, text in tree.files.items() if not LOCK_FILE.fullmatch(name)]
+    return [found for name, text in files for found in _faults_of_lines(name, text, fault)]
+
+
+@functools.cache
+def _faults_of_lines(name: str, text: str, fault: Callable[[str, str], str | None]) -> tuple[str, ...]:
+    lines = enumerate(text.splitlines(), 1)
+    return tuple(f"{name}:{number}: {what}" for number, line in lines if (what := fault(name, line)))
 
 
 # --- No word of an unchosen part --------------------------------------------------------------------------------

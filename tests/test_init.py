@@ -121,16 +121,40 @@ def faults_of_init(tree: Tree, stack: Path) -> list[str]:
     return found
 
 
-def test_init_everywhere(trees: list[Tree], tmp_path: Path) -> None:
+def lines_of_init(tree: Tree) -> set[tuple[str, str]]:
+    """Return the lines of what init runs."""
+    scripts = ("scripts/init.sh", "scripts/certificate.sh")
+    return {(name, line) for name in scripts for line in tree.files.get(name, "").splitlines()}
+
+
+def with_every_line(trees: list[Tree]) -> list[Tree]:
+    """Return as few stacks as greed finds, so that every line that init has anywhere is in one of them."""
+    lines = [(tree, lines_of_init(tree)) for tree in trees]
+    missing, chosen = set().union(*(own for _, own in lines)), []
+    while missing:
+        tree, own = max(lines, key=lambda pair: len(pair[1] & missing))
+        chosen.append(tree)
+        missing -= own
+    return chosen
+
+
+EVERY_SCRIPT = pytest.mark.watches(
+    "template/scripts/init.sh.jinja", "template/scripts/certificate.sh.jinja", "template/.env.example.jinja",
+    "extensions/compose/*", "extensions/questions/*",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("every", ["line", pytest.param("script", marks=EVERY_SCRIPT)])
+def test_init_everywhere(trees: list[Tree], tmp_path: Path, every: str) -> None:
     """Every stack gets the secrets that its Compose file names; a second run changes not a byte and not a time."""
-    cases = distinct(trees, lambda name: name == "scripts/init.sh", ".env.example")
     # The address and the port in .env.example change nothing here: one stack of each script will do.
-    cases = list({tree.files[name]: (tree, name) for tree, name in cases}.values())
-    assert len(cases) > 20
+    scripts = [tree for tree, _ in distinct(trees, lambda name: name == "scripts/init.sh")]
+    assert len(scripts) > 20
+    cases = with_every_line(trees) if every == "line" else scripts
     with ThreadPoolExecutor(2) as pool:
         folders = [tmp_path / f"{number}" for number in range(len(cases))]
-        results = list(pool.map(faults_of_init, [tree for tree, _ in cases], folders))
-    assert_none((tree, fault) for (tree, _), found in zip(cases, results, strict=True) for fault in found)
+        results = list(pool.map(faults_of_init, cases, folders))
+    assert_none((tree, fault) for tree, found in zip(cases, results, strict=True) for fault in found)
 
 
 @pytest.fixture

@@ -2,44 +2,14 @@
 
 import asyncio
 import http.client
-import os
-import signal
-import socket
-import subprocess
-import sys
-import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
+from forked import forked
 from stackops import balance
 from starlette.types import Message
-
-SERVER = textwrap.dedent(
-    """
-    import asyncio, multiprocessing, os, signal, sys
-    import uvicorn, uvicorn._subprocess
-    from uvicorn.supervisors.multiprocess import Process
-    from stackops import balance
-
-    async def plain(scope, receive, send):
-        if scope["type"] != "http":
-            return
-        await asyncio.sleep(0.02)
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"8")]})
-        await send({"type": "http.response.body", "body": b"%8d" % os.getpid()})
-
-    def app():
-        return balance.between(plain)
-
-    uvicorn._subprocess.spawn = multiprocessing.get_context("fork")
-    if "as it is" not in sys.argv:
-        balance.among(Process, 2)
-    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-    uvicorn.run("__main__:app", factory=True, port=int(sys.argv[1]), workers=2, log_level="error")
-    """
-)
 
 
 class Client:
@@ -55,14 +25,9 @@ class Client:
         return int(self.door.getresponse().read())
 
 
-def workers_of_two(*words: str) -> tuple[set[int], int]:
+def workers_of_two(setup: str) -> tuple[set[int], int]:
     """Let two clients meet at one worker and ask on; return who answers them then, and how often they connected."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    server = subprocess.Popen([sys.executable, "-c", SERVER, str(port), *words], env=environment)
-    try:
+    with forked(2, 0.02, "balance.between(answer)", setup) as (server, port):
         clients: dict[int, list[Client]] = {}
         until = time.monotonic() + 30
         while not (two := next((met for met in clients.values() if len(met) == 2), None)):
@@ -76,20 +41,17 @@ def workers_of_two(*words: str) -> tuple[set[int], int]:
             for _ in range(60):
                 answered = set(pool.map(Client.ask, two))
         return answered, sum(client.new for client in two)
-    finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(20)
 
 
 def test_two_clients_part() -> None:
     """And once they have, they stay where they are."""
-    answered, connections = workers_of_two()
+    answered, connections = workers_of_two("balance.among(Process, 2)")
     assert len(answered) == 2 and 3 <= connections < 40
 
 
 def test_uvicorn_alone_would_leave_them_together() -> None:
     """Else the test above could not fail."""
-    answered, connections = workers_of_two("as it is")
+    answered, connections = workers_of_two("")
     assert len(answered) == 1 and connections == 2
 
 
