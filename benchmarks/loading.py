@@ -39,6 +39,13 @@ def docker(*words: str, **more) -> str:
     return done.stdout.strip()
 
 
+def cpu(container: str) -> float:
+    """Return the seconds of processor time that a container has taken since its start."""
+    two = "cat /sys/fs/cgroup/cpu.stat 2>/dev/null || cat /sys/fs/cgroup/cpuacct/cpuacct.usage"
+    words = docker("exec", container, "sh", "-c", two).split()
+    return int(words[1]) / 1e6 if words[0] == "usage_usec" else int(words[0]) / 1e9
+
+
 @dataclass
 class Server:
     """One way to run MLflow: its server's container, and the door that clients use."""
@@ -139,11 +146,7 @@ class Server:
 
     def cpu(self) -> float:
         """Return the seconds of processor time that the server and its proxy have taken since their start."""
-        two, total = "cat /sys/fs/cgroup/cpu.stat 2>/dev/null || cat /sys/fs/cgroup/cpuacct/cpuacct.usage", 0.0
-        for container in self.containers:
-            words = docker("exec", container, "sh", "-c", two).split()
-            total += int(words[1]) / 1e6 if words[0] == "usage_usec" else int(words[0]) / 1e9
-        return total
+        return sum(map(cpu, self.containers))
 
 
 class Load:

@@ -23,13 +23,6 @@ from stacks import Stack, run, stack
 # Chromium drops its connections whenever a container comes or goes.
 pytestmark = pytest.mark.alone
 
-# Every run looks at a stack behind a proxy, under a prefix, and at one whose files come from the store itself.
-OTHERS = pytest.mark.watches(
-    *(f"template/stackops/stackops/{name}.py" for name in ("accounts", "answers", "app", "bridge", "guard")),
-    "template/stackops/stackops/settings.py", "template/nginx/*", "extensions/compose/mlflow*",
-    "tests/e2e/browser.py",
-)  # fmt: skip
-
 STACKS: dict[str, dict[str, Any]] = {
     "prefix": {
         "backend": "postgres",
@@ -77,10 +70,7 @@ print(json.dumps({"experiment": experiment.experiment_id, "run": run.info.run_id
 """
 
 
-KINDS = ["prefix", "presigned", *(pytest.param(name, marks=OTHERS) for name in ("users", "laptop"))]
-
-
-@pytest.fixture(scope="module", params=KINDS, ids=str)
+@pytest.fixture(scope="module", params=STACKS, ids=str)
 def started(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack that runs."""
     chromium()
@@ -249,7 +239,7 @@ CROSS_SITE_POST = """url => fetch(url, {
 })"""
 
 
-@pytest.mark.parametrize("started", ["prefix", pytest.param("laptop", marks=OTHERS)], indirect=True)
+@pytest.mark.parametrize("started", ["prefix", "laptop"], indirect=True)
 def test_https_and_other_sites(started: Stack, tmp_path: Path) -> None:
     """Behind https, set up as documented, the pages' own POSTs work; those of another site are refused."""
     started.setting("PUBLIC_URL", f"https://mlflow.example.com{started.answers['url_prefix']}")
