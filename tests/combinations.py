@@ -4,6 +4,7 @@ The choices are read from copier.yml's question files, so a new choice is tested
 and checked like every other, or the refusals below have to be taught why it cannot be.
 """
 
+import functools
 import hashlib
 import itertools
 import zlib
@@ -194,5 +195,10 @@ def valid() -> list[Answers]:
 
 
 def _documents(path: Path) -> list[Any]:
-    """Return the YAML documents of one file."""
-    return list(yaml.load_all(path.read_text(encoding="utf-8"), _Loader))
+    """Return the YAML documents of one file, which nobody may change: they are read once."""
+    return _parsed(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def _parsed(text: str) -> list[Any]:
+    return list(yaml.load_all(text, _Loader))

@@ -227,6 +227,18 @@ def test_the_documentation_names_what_exists() -> None:
             assert named <= targets | stack, (name, named - targets - stack)
 
 
+def test_the_readme_leads_to_everything() -> None:
+    """Its table names every make target that a stack can have, and its list every page."""
+    text = text_of("README.md")
+    table = text.split("\n## Day by day\n")[1].split("\n## ")[0]
+    first_column = " ".join(re.findall(r"(?m)^\| (`make.*?) \|", table))
+    named = set(re.findall(r"`(?:make )?([a-z0-9-]+)`", first_column))
+    targets = set(re.findall(r"(?m)^([a-z][a-z0-9-]*):.*##", text_of("template/Makefile.jinja")))
+    assert named - {"make"} == targets - {"help"}
+    pages = {name for name in tracked() if name.startswith("docs/") and name.endswith(".md")}
+    assert pages == set(re.findall(r"\]\((docs/[\w./-]+\.md)\)", text.split("\n## Documentation\n")[1]))
+
+
 def test_answers_in_the_documentation_are_answers() -> None:
     """Copier ignores a misspelt -d: so each `-d name=value` names a question and one of its choices."""
     known = questions()

@@ -122,9 +122,12 @@ def fresh(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
     return named
 
 
+promised = functools.cache(ledger.promised)
+
+
 def could(version: str, name: str) -> bool:
     """Whether a release had the questions and values of a named stack."""
-    had = ledger.promised(version).questions
+    had = promised(version).questions
     return all(it in had and (not had[it] or value in had[it]) for it, value in SCENARIOS[name].items())
 
 
