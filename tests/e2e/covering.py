@@ -4,6 +4,7 @@ Every pair of values that can work together is in at least one scenario, and eve
 two. So a new value of a question is started and tested without being told.
 """
 
+import functools
 import itertools
 import random
 from dataclasses import dataclass
@@ -89,8 +90,12 @@ def core(found: list[Scenario]) -> list[Scenario]:
     return chosen
 
 
+@functools.cache
 def scenarios() -> list[Scenario]:
-    """Return the scenarios: each purpose with nothing but its defaults, then what else the pairs need."""
+    """Return the scenarios: each purpose with nothing but its defaults, then what else the pairs need.
+
+    It takes seconds, so a process does it once.
+    """
     alone = {purpose: defaults(purpose) for purpose in choices("purpose")}
     rows = covering(list(alone.values()), candidates())
     # The purpose only sets defaults: where all is answered it is on record and changes nothing, so they take turns.

@@ -591,7 +591,9 @@ def test_artifact_paths_stay_in_their_root(target: Target) -> None:
     others = [f"../../{other}/artifacts/kept.txt", f"..%2f..%2f{other}%2fartifacts%2fkept.txt"]
     with ThreadPoolExecutor(6) as threads:
         tries = [one for bad in (*ESCAPES, *others) for one in escapes(mine, bad)]
-        list(threads.map(escape, *zip(*tries, strict=True)))
+        # What is read while it goes, or another takes its place, is cut off, and rightly.
+        for methods in (("PUT", "POST"), ("GET",), ("DELETE",)):
+            list(threads.map(escape, *zip(*(one for one in tries if one[0] in methods), strict=True)))
     answer = target.mlflow("GET", f"/get-artifact?run_uuid={other}&path=kept.txt", login)
     assert answer.body == b"kept", "another run's file was written over"
     # What was taken has come to no place of the server's that is not for artifacts.

@@ -69,8 +69,19 @@ mlflow.flush_trace_async_logging()
 print(json.dumps({"experiment": experiment.experiment_id, "run": run.info.run_id}))
 """
 
+# Two always run; these when what a browser meets in them has changed.
+WATCHED = pytest.mark.watches(
+    *(f"template/stackops/stackops/{name}.py" for name in ("accounts", "answers", "app", "bridge", "guard", "screen")),
+    *(f"template/stackops/stackops/{name}.py" for name in ("serve", "settings", "shortcuts")),
+    "template/nginx/*",
+    "extensions/compose/mlflow*",
+    "extensions/compose/nginx*",
+    "tests/e2e/browser.py",
+)
+PARAMS = [pytest.param(name, marks=WATCHED if name in ("users", "laptop") else []) for name in STACKS]
 
-@pytest.fixture(scope="module", params=STACKS, ids=str)
+
+@pytest.fixture(scope="module", params=PARAMS, ids=str)
 def started(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack that runs."""
     chromium()

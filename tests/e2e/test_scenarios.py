@@ -29,7 +29,8 @@ STOCK_CLIENT = (HERE / "stock_client.py").read_text()
 STORES_OF_OUR_OWN = ("seaweedfs", "minio")
 SCENARIOS = scenarios()
 # The core starts every value; pairs of values are started when what is rendered has changed, or how it is tested.
-PAIRS = pytest.mark.watches("template/*", "extensions/*", "copier.yml", "tests/e2e/*")
+HELPERS = (f"tests/e2e/{name}.py" for name in ("covering", "outside", "stacks", "stock_client"))
+PAIRS = pytest.mark.watches("template/*", "extensions/*", "copier.yml", *HELPERS)
 
 
 @dataclass
@@ -581,7 +582,7 @@ FURTHER: dict[str, list[Check]] = {
 
 
 # One scenario for each way to each store.
-CLEANED = {(s.answers["artifact_store"], s.answers["artifact_access"]): s.name for s in scenarios()}
+CLEANED = {(s.answers["artifact_store"], s.answers["artifact_access"]): s.name for s in SCENARIOS}
 
 
 def checks(it: Running, scenario: Scenario) -> Iterable[Check]:

@@ -56,6 +56,13 @@ def test_a_run_that_is_not_there_is_looked_for_again(store) -> None:
         auth._run_requirement(missing, "read")
 
 
+def test_an_mlflow_that_asks_in_another_way_goes_on_so(monkeypatch) -> None:
+    """As 3.16 does: what saves time must not keep a server from starting."""
+    monkeypatch.delattr(auth, "_fetch_or_none")
+    accounts.remember_experiments({})
+    assert not hasattr(auth, "_fetch_or_none")
+
+
 def test_other_things_are_fetched_as_before(store) -> None:
     accounts.remember_experiments({})
     store.create_experiment("mine")

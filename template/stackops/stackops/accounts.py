@@ -135,13 +135,13 @@ def remember_experiments(env: Mapping[str, str]) -> None:
     """Have the experiment of a run, which never changes, be looked up once.
 
     For whoever is no admin, MLflow reads the whole run to learn it, before each answer about that run. With
-    workspaces it must: a run exists in its own one only.
+    workspaces it must: a run exists in its own one only. An MLflow that asks in another way goes on so.
     """
-    if settings.has_workspaces(env):
-        return
     from mlflow.server import auth
 
-    theirs = auth._fetch_or_none
+    theirs = getattr(auth, "_fetch_or_none", None)
+    if theirs is None or settings.has_workspaces(env):
+        return
 
     @functools.lru_cache(RUNS)
     def experiment_of(run_id: str) -> SimpleNamespace:
