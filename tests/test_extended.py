@@ -66,6 +66,7 @@ from extended import pytest_runtest_logreport
 
 def pytest_addoption(parser):
     parser.addoption("--everything", action="store_true")
+    parser.addoption("--golden-update", action="store_true")
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "watches: x")
@@ -118,6 +119,7 @@ def test_everything_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     assert run() == {"test_b", "test_short"}
     assert run(WELL="1") == {"test_b", "test_short"}
     assert run() == {"test_short"}
+    assert run("--golden-update", WELL="1") == {"test_a", "test_b", "test_c", "test_short"}, "written anew, seen anew"
     (tmp_path / "a/file").write_text("2")
     assert run(LATE="1") == {"test_a", "test_short"}
     assert run() == {"test_a", "test_short"}
