@@ -249,6 +249,8 @@ WATCHED: dict[str, tuple[str, ...]] = {
 # Tests that need a program which takes long to build: where it would be, and the variable that names another.
 # `PYTHONPATH=tests .venv/bin/python tests/e2e/apiserver.py` builds this one.
 BUILT = {"tests/e2e/test_apiserver.py": ("build/kube-apiserver-*", "KUBE_APISERVER")}
+# Files whose tests go on where the one before has ended: all of them run, or none.
+IN_ORDER = ("tests/e2e/test_pods.py",)
 # A change of these may break any of them.
 ALWAYS = ("template/mlflow/requirements/*", "extensions/data/versions.yml", "template/mlflow/Dockerfile.jinja")
 # What a test watches over that is marked `full` and has no files of its own.
@@ -343,7 +345,9 @@ def leave_out(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
                 return True
         return not (is_built(item.nodeid) or config.option.collectonly)
 
-    if out := [item for item in items if is_out(item)]:
+    out = [item for item in items if is_out(item)]
+    whole = {file for item in items if item not in out and (file := item.nodeid.split("::")[0]) in IN_ORDER}
+    if out := [item for item in out if item.nodeid.split("::")[0] not in whole]:
         items[:] = [item for item in items if item not in out]
         config.hook.pytest_deselected(items=out)
     return sorted({item.nodeid.split("::")[0] for item in out})

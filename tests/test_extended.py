@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from combinations import ROOT
-from extended import ALWAYS, WATCHED, is_built, wanted
+from extended import ALWAYS, IN_ORDER, WATCHED, is_built, wanted
 
 MOVE = "tests/e2e/test_artifacts_move.py::test_local_to_seaweedfs_and_back"
 
@@ -47,6 +47,7 @@ def test_what_is_watched_is_there() -> None:
     for part in WATCHED:
         file, _, name = part.partition("::")
         assert (ROOT / file).exists() and (not name or f"def {name}(" in (ROOT / file).read_text()), part
+    assert all((ROOT / file).exists() for file in IN_ORDER)
 
 
 def test_what_has_not_been_built_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,6 +63,7 @@ sys.path.insert(0, {tests!r})
 import extended
 extended.ROOT = pathlib.Path(__file__).parent
 extended.PASSED = extended.ROOT / "build" / "passed.json"
+extended.IN_ORDER = ("test_journey.py",)
 from extended import pytest_runtest_logreport
 
 def pytest_addoption(parser):
@@ -95,11 +97,21 @@ def test_c(): pass
 
 def test_short(): pass
 """
+JOURNEY = """
+import os, pytest
+
+pytestmark = pytest.mark.watches("b/*")
+
+def test_first(): pass
+
+def test_second(): assert "WELL" in os.environ
+"""
 
 
 def test_everything_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     """What has passed runs again when its files have changed, and what failed, at its end too, until it passes."""
-    for name, text in {"conftest.py": CONFTEST.format(tests=str(ROOT / "tests")), "test_x.py": LONG}.items():
+    texts = {"conftest.py": CONFTEST.format(tests=str(ROOT / "tests")), "test_x.py": LONG, "test_journey.py": JOURNEY}
+    for name, text in texts.items():
         (tmp_path / name).write_text(text)
     for name in ("a/file", "b/file", "template/file"):
         (tmp_path / name).parent.mkdir()
@@ -113,16 +125,19 @@ def test_everything_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--everything", *words]
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.returncode in (0, 1), done.stdout + done.stderr
-        return set(re.findall(r"test_x\.py::(\w+)", done.stdout))
+        return set(re.findall(r"test_\w+\.py::(\w+)", done.stdout))
 
-    assert run("-n", "2") == {"test_a", "test_b", "test_c", "test_short"}
-    assert run() == {"test_b", "test_short"}
-    assert run(WELL="1") == {"test_b", "test_short"}
+    journey = {"test_first", "test_second"}
+    assert run("-n", "2") == {"test_a", "test_b", "test_c", "test_short"} | journey
+    assert run() == {"test_b", "test_short"} | journey, "the second goes on where the first has ended"
+    assert run(WELL="1") == {"test_b", "test_short"} | journey
     assert run() == {"test_short"}
-    assert run("--golden-update", WELL="1") == {"test_a", "test_b", "test_c", "test_short"}, "written anew, seen anew"
+    again = run("--golden-update", WELL="1")
+    assert again == {"test_a", "test_b", "test_c", "test_short"} | journey, "written anew, seen anew"
     (tmp_path / "a/file").write_text("2")
     assert run(LATE="1") == {"test_a", "test_short"}
     assert run() == {"test_a", "test_short"}
     (tmp_path / "template/file").write_text("2")
     assert run() == {"test_c", "test_short"}
-    assert set(json.loads((tmp_path / "build/passed.json").read_text())) == {f"test_x.py::test_{x}" for x in "abc"}
+    known = {*(f"test_x.py::test_{x}" for x in "abc"), *(f"test_journey.py::{name}" for name in journey)}
+    assert set(json.loads((tmp_path / "build/passed.json").read_text())) == known
